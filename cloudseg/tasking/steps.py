@@ -1,0 +1,116 @@
+"""What a planned stage looks like: layers to create, then steps of tasks with a barrier between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from cloudseg.errors import SpecError
+from cloudseg.specs import FrozenModel
+from cloudseg.tasking.task import OpenVolume, Task
+from cloudseg.volumes.objects import Objects
+from cloudseg.volumes.protocol import VolumeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A volume that a stage reads or writes: its name in the pipeline, its address, its properties."""
+
+    name: str
+    uri: str
+    info: VolumeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Tasks that may run in any order, at once, and more than once.
+
+    Attributes
+    ----------
+    name
+        Unique in the pipeline: ``<stage>`` or ``<stage>.<step>``; receipts lie under it.
+    n_tasks
+        How many tasks :attr:`tasks` yields.
+    tasks
+        Yields the tasks, lazily, always the same ones in the same order.
+    prepare
+        Small idempotent writes that must precede the tasks (an ``info`` entry), or None.
+    task_memory_bytes
+        Estimated peak memory of one task.
+    """
+
+    name: str
+    n_tasks: int
+    tasks: Callable[[], Iterator[Task]]
+    prepare: Callable[[], None] | None = None
+    task_memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """The deterministic expansion of one stage; making it touches nothing.
+
+    Attributes
+    ----------
+    name
+        The stage's name in the pipeline.
+    layers
+        Volumes to create before the first step; an existing one must have the same properties.
+    steps
+        In order; each starts when the one before has all its receipts.
+    outputs_bytes
+        Estimated size of what the stage writes.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    steps: tuple[Step, ...]
+    outputs_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a stage knows when it is planned.
+
+    Attributes
+    ----------
+    root
+        Address of the output folder; layers lie at ``<root>/<name>``, graphs at ``<root>/graph/<stage>/``.
+    layers
+        ``image``, and every layer of the stages before, by name; later ones need not exist yet.
+    open_volume, open_objects
+        For reading immutable inputs such as a mask, and for ``prepare``.
+    """
+
+    root: str
+    layers: Mapping[str, Layer]
+    open_volume: OpenVolume
+    open_objects: Callable[[str], Objects]
+
+    def layer(self, name: str, *, wanted_by: str) -> Layer:
+        """Return the layer ``name``, or say which layers there are."""
+        try:
+            return self.layers[name]
+        except KeyError as error:
+            known = ", ".join(self.layers)
+            raise SpecError(
+                f"stage {wanted_by!r} needs a layer {name!r}, but the stages before it only make: {known}; "
+                f"add the stage that makes {name!r}, or move {wanted_by!r} after it"
+            ) from error
+
+
+class Stage(FrozenModel):
+    """One entry of a pipeline file: ``kind``, ``name`` (the kind, unless given), ``after`` and its own options."""
+
+    kind: str
+    name: str = ""
+    after: tuple[str, ...] | None = None
+
+    @property
+    def label(self) -> str:
+        """The stage's name in the pipeline."""
+        return self.name or self.kind
+
+    def expand(self, site: Site) -> StagePlan:
+        """Return what this stage would do; touches nothing."""
+        raise NotImplementedError

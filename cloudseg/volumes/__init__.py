@@ -1,0 +1,1 @@
+"""All storage: volumes of voxels, and small objects beside them."""

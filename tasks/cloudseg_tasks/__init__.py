@@ -1,0 +1,1 @@
+"""The queued task kinds of cloudseg."""

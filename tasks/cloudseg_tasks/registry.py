@@ -1,0 +1,60 @@
+"""Which kinds a worker knows, and where each lives. What is sent is forever: add ``/2`` beside ``/1``, never rename."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+from cloudseg.errors import UnknownTaskError
+from cloudseg.tasking.task import Task
+
+KINDS: dict[str, str] = {
+    "affinities/1": "cloudseg_tasks.affinities:AffinitiesTask",
+    "supervoxels/1": "cloudseg_tasks.supervoxels:SupervoxelsTask",
+    "faces/1": "cloudseg_tasks.faces:FacesTask",
+    "reduce/1": "cloudseg_tasks.reduce:ReduceTask",
+    "region_graph/1": "cloudseg_tasks.region_graph:RegionGraphTask",
+    "agglomerate/1": "cloudseg_tasks.agglomerate:AgglomerateTask",
+    "resolve/1": "cloudseg_tasks.resolve:ResolveTask",
+    "relabel/1": "cloudseg_tasks.relabel:RelabelTask",
+    "statistics/1": "cloudseg_tasks.statistics:StatisticsTask",
+    "statistics_merge/1": "cloudseg_tasks.statistics:MergeStatisticsTask",
+    "igneous/1": "cloudseg_tasks.igneous:IgneousTask",
+}
+
+
+def task_class(kind: str) -> type[Task]:
+    """Return the class of ``kind``.
+
+    Raises
+    ------
+    UnknownTaskError
+        If this worker has no such kind; the message lists the ones it has.
+    """
+    try:
+        module, _, name = KINDS[kind].partition(":")
+    except KeyError as error:
+        known = ", ".join(sorted(KINDS))
+        raise UnknownTaskError(f"unknown task kind {kind!r}; this worker has: {known}") from error
+    cls: type[Task] = getattr(importlib.import_module(module), name)
+    return cls
+
+
+def load_task(message: str) -> Task:
+    """Rebuild a task from its queue message, a JSON object with a ``kind``.
+
+    Raises
+    ------
+    UnknownTaskError
+        If the message is no JSON object or names no known kind.
+    SpecError
+        If the fields do not validate.
+    """
+    try:
+        body = json.loads(message)
+    except ValueError as error:
+        raise UnknownTaskError(f"a task message must be a JSON object, got {message[:80]!r}") from error
+    if not isinstance(body, dict):
+        raise UnknownTaskError(f"a task message must be a JSON object, got {message[:80]!r}")
+    kind = str(body.get("kind"))
+    return task_class(kind).load(message, where=f"task message of kind {kind}")

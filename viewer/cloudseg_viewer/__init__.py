@@ -1,0 +1,1 @@
+"""Neuroglancer links and the page that shows them."""
