@@ -25,6 +25,7 @@ class ShardingSpec(FrozenModel):
     preshift_bits: Annotated[int, Field(ge=0, le=64)]
     minishard_bits: Annotated[int, Field(ge=0, le=32)]
     shard_bits: Annotated[int, Field(ge=0, le=64)]
+    hash: Literal["identity", "murmurhash3_x86_128"] = "identity"
     data_encoding: Literal["raw", "gzip"] = "gzip"
     minishard_index_encoding: Literal["raw", "gzip"] = "gzip"
 
@@ -45,7 +46,7 @@ class VolumeInfo(FrozenModel):
     layer
         ``image`` or ``segmentation``.
     encoding
-        Codec of a chunk.
+        Codec of a chunk; if not given, ``compressed_segmentation`` for a segmentation of uint32 or uint64, else ``raw``.
     sharding
         Set when chunks are packed into shards: then writes cover whole shards.
     """
@@ -58,6 +59,14 @@ class VolumeInfo(FrozenModel):
     layer: Literal["image", "segmentation"] = "image"
     encoding: Encoding = "raw"
     sharding: ShardingSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _segmentations_are_compressed(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("layer") == "segmentation" and "encoding" not in data:
+            if str(data.get("dtype", "uint8")) in ("uint32", "uint64"):
+                return {**data, "encoding": "compressed_segmentation"}
+        return data
 
     @model_validator(mode="after")
     def _bounds_hold_voxels(self) -> Self:
