@@ -41,7 +41,7 @@ def test_scores_equal_scikit_image_with_ignored_labels(seed, n_seg, n_truth, ign
     split, merge = variation_of_information(truth.astype(int), seg.astype(int), ignore_labels=ignore)
     ours = contingency(seg, truth).scores(ignore_truth=ignore)
     assert ours.adapted_rand_error == pytest.approx(error, abs=1e-9)
-    # scikit-image divides its "precision" by the pairs of the truth and its "recall" by those of the segmentation.
+    # scikit-image divides its "precision" by the pairs of the truth, its "recall" by the segmentation's.
     assert ours.rand_recall == pytest.approx(precision_of_truth, abs=1e-9)
     assert ours.rand_precision == pytest.approx(recall_of_seg, abs=1e-9)
     assert ours.voi_split == pytest.approx(split, abs=1e-9)
