@@ -79,6 +79,12 @@ def _context(threads: int, retries: int, file_sync: bool) -> ts.Context:
     return ts.Context(settings)
 
 
+def threads_context() -> ts.Context:
+    """Return a new context with the same bound on threads, and nothing shared: for stores in memory."""
+    threads = _number("CLOUDSEG_THREADS", 0)
+    return ts.Context({"cache_pool": {}} | ({"data_copy_concurrency": {"limit": threads}} if threads else {}))
+
+
 def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, "")
     if not text:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import Any, Literal
@@ -25,8 +24,9 @@ from cloudseg.volumes.checks import (
 )
 from cloudseg.volumes.compressed_files import compressed_chunks, read_compressed
 from cloudseg.volumes.infofile import InfoFile, new_document
-from cloudseg.volumes.kvstore import context, kvstore_spec, translated
+from cloudseg.volumes.kvstore import context, kvstore_spec, open_kvstore, threads_context, translated
 from cloudseg.volumes.protocol import Array, VolumeInfo
+from cloudseg.volumes.shards import array_in_memory, array_spec, build_shards, check_present
 
 _MISSING = re.compile(r"chunk \{[-\d, ]+\} stored at .* is missing", re.DOTALL)
 
@@ -50,7 +50,8 @@ class PrecomputedVolume:
         self._address = address
         self._info = info
         self._mip = mip
-        self._key = str(document["scales"][mip]["key"])
+        self._scale: dict[str, Any] = document["scales"][mip]
+        self._key = str(self._scale["key"])
         self._document = document
         self._opened: dict[str, ts.TensorStore] = {}
 
@@ -110,16 +111,18 @@ class PrecomputedVolume:
             )
         # tensorstore takes Fortran-ordered arrays without a copy of its own; this one is free if the data are such.
         planar = np.asfortranarray(to_planar(data, self._info))
-        array = self._array("error")
         with translated(self.uri, "write"):
             if self._info.sharding is None:
+                array = self._array("error")
                 array[_index(box)].write(planar, can_reference_source_data_indefinitely=True).result()
                 return
-            for shard in tile_from(self._info, box):
-                # A shard is one object: all of it goes up at once, or nothing does.
-                with ts.Transaction() as transaction:
-                    view = array.with_transaction(transaction)[_index(shard)]
-                    view.write(planar[shard.slices_in(box)], can_reference_source_data_indefinitely=True).result()
+            folder = open_kvstore(self._address)
+            for cell in shards_of(box, self._info):
+                part = planar[cell.slices_in(box)]
+                files = build_shards(part, cell, info=self._info, scale=self._scale)
+                # A shard is one object: all of it is replaced at once, or nothing is.
+                for writing in [folder.write(f"{self._key}/{name}", data) for name, data in files.items()]:
+                    writing.result()
 
     def __repr__(self) -> str:
         return f"PrecomputedVolume({self.uri}, mip {self._mip}, {self._info.bounds}, {self._info.dtype})"
@@ -127,7 +130,10 @@ class PrecomputedVolume:
     def _read(self, box: Box, *, missing: str) -> Array:
         if self._local_folder and (files := self._compressed(box)):
             return self._read_compressed(box, files, missing=missing)
-        return self._read_array(self._array(missing), box)
+        planar = self._read_array(self._array(missing), box)
+        if self._info.sharding is not None and missing == "error":
+            check_present(planar, box, info=self._info, scale=self._scale, address=self._address)
+        return planar
 
     def _read_array(self, array: ts.TensorStore, box: Box) -> Array:
         try:
@@ -168,16 +174,19 @@ class PrecomputedVolume:
             elif os.path.exists(plain):
                 with open(plain, "rb") as file:
                     files_in_memory[name] = file.read()
-        scale = {**self._document["scales"][self._mip], "key": "scale"}
+        scale = {**self._scale, "key": "scale"}
         with translated(self.uri, "read"):
-            array = _array_in_memory({**self._document, "scales": [scale]}, files_in_memory, missing=missing)
+            document = {**self._document, "scales": [scale]}
+            array = array_in_memory(
+                document, files_in_memory, strict=missing == "error", own=threads_context()
+            )
         return self._read_array(array, box)
 
 
 def open_array(address: Address, mip: int, *, strict: bool) -> ts.TensorStore:
     """Open one scale with tensorstore; ``strict`` makes a missing chunk an error."""
     with translated(address.uri, "read"):
-        spec = {**_spec(strict=strict), "kvstore": kvstore_spec(address), "scale_index": mip}
+        spec = {**array_spec(strict=strict), "kvstore": kvstore_spec(address), "scale_index": mip}
         return ts.open(spec, context=context()).result()
 
 
@@ -190,39 +199,17 @@ def check_storable(info: VolumeInfo, *, uri: str) -> None:
         With tensorstore's reason.
     """
     try:
-        _array_in_memory(new_document(info), {}, missing="error")
+        array_in_memory(new_document(info), {}, strict=True, own=threads_context())
     except ValueError as error:
         reason = str(error).split(" [", 1)[0]
         raise VolumeFormatError(f"a volume like this cannot be stored at {uri}: {reason}") from error
 
 
-def tile_from(info: VolumeInfo, box: Box) -> list[Box]:
-    """Return the write-grid cells (shards, clipped to the bounds) that make up an aligned ``box``."""
-    return [cell.intersect(info.bounds) for cell in tile(box, info.write_grid)]
-
-
-def _spec(*, strict: bool) -> dict[str, Any]:
-    return {
-        "driver": "neuroglancer_precomputed",
-        "open": True,
-        # A chunk of zeros is stored like any other, so that an absent chunk means: nobody wrote it.
-        "store_data_equal_to_fill_value": True,
-        "fill_missing_data_reads": not strict,
-    }
+def shards_of(box: Box, info: VolumeInfo) -> list[Box]:
+    """Return the shards, clipped to the bounds, that make up an aligned ``box``."""
+    return list(tile(box, info.write_grid))
 
 
 def _index(box: Box) -> tuple[slice, slice, slice]:
     x, y, z = (slice(a, b) for a, b in zip(box.start, box.stop, strict=True))
     return (x, y, z)
-
-
-def _array_in_memory(document: InfoFile, chunks: dict[str, bytes], *, missing: str) -> ts.TensorStore:
-    """Open the first scale of a volume whose files are given."""
-    # A context of its own: tensorstore's memory store is one per context, and goes with it.
-    own = ts.Context({"cache_pool": {}})
-    store = ts.KvStore.open({"driver": "memory"}, context=own).result()
-    store["info"] = json.dumps(document).encode()
-    for name, data in chunks.items():
-        store[f"{document['scales'][0]['key']}/{name}"] = data
-    spec = {**_spec(strict=missing == "error"), "kvstore": {"driver": "memory"}, "scale_index": 0}
-    return ts.open(spec, context=own).result()

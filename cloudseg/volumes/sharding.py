@@ -76,6 +76,6 @@ def sharding_for(info: VolumeInfo, *, target_bytes: int = 256 << 20) -> Sharding
         preshift_bits=in_shard - minishard_bits,
         minishard_bits=minishard_bits,
         shard_bits=n_bits - in_shard,
-        # JPEG and PNG are compressed already; gzip on top costs time and gains nothing.
-        data_encoding="raw" if info.encoding in ("jpeg", "png") else "gzip",
+        # gzip costs ten times the rest of a write; it pays for labels, not for grey values or for JPEG and PNG.
+        data_encoding="gzip" if info.layer == "segmentation" and info.encoding != "png" else "raw",
     )

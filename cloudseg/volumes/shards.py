@@ -1,0 +1,160 @@
+"""Shards: building whole ones, and asking them which chunks they hold.
+
+tensorstore 0.1.86 reads sharded volumes well, but when it writes them it leaves out every chunk of zeros, and when it
+reads it takes every absent chunk for zeros, whatever it is told; a hole would look like background. So a shard is built
+here, in memory, with all its chunks, and stored by one unconditional write; and a chunk that reads as zeros is looked up.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import tensorstore as ts
+
+from cloudseg.geometry import XYZ, Box, grid_shape
+from cloudseg.volumes.addresses import Address
+from cloudseg.volumes.checks import chunk_name, chunks_of, missing_chunk
+from cloudseg.volumes.infofile import InfoFile
+from cloudseg.volumes.kvstore import context, kvstore_spec, threads_context, translated
+from cloudseg.volumes.protocol import Array, VolumeInfo
+from cloudseg.volumes.sharding import morton_axes
+
+
+def build_shards(planar: Array, box: Box, *, info: VolumeInfo, scale: dict[str, Any]) -> dict[str, bytes]:
+    """Return the shard files that hold the chunks of ``box``, by file name.
+
+    Parameters
+    ----------
+    planar
+        ``(x, y, z, c)``, the voxels of ``box``, which covers whole shards.
+    box
+        Where they are.
+    info
+        The scale.
+    scale
+        Its entry in the info document.
+    """
+    own = threads_context()
+    memory = ts.KvStore.open({"driver": "memory"}, context=own).result()
+    plain = {key: value for key, value in scale.items() if key != "sharding"} | {"key": "chunks"}
+    array = array_in_memory(_document(info, plain), {}, strict=True, own=own)
+    array[_index(box)].write(planar, can_reference_source_data_indefinitely=True).result()
+    spec = _sharded_spec({"driver": "memory", "path": "shards/"}, scale)
+    shards = ts.KvStore.open(spec, context=own).result()
+    bits = morton_axes(grid_shape(info.bounds, info.chunk_shape))
+    with ts.Transaction() as transaction:
+        pending = shards.with_transaction(transaction)
+        for index, chunk in chunks_of(box, info):
+            name = f"chunks/{chunk_name(chunk)}"
+            pending[chunk_key(index, bits)] = memory[name]
+            memory[name] = None
+    prefix = b"shards/"
+    names = [name for name in memory.list().result() if name.startswith(prefix)]
+    return {name.removeprefix(prefix).decode(): bytes(memory[name]) for name in names}
+
+
+def check_present(planar: Array, box: Box, *, info: VolumeInfo, scale: dict[str, Any], address: Address) -> None:
+    """Make sure that what reads as zeros was written as zeros.
+
+    Parameters
+    ----------
+    planar
+        ``(x, y, z, c)``, what was read.
+    box
+        Where from.
+    info, scale, address
+        The scale, its entry in the info document, and where the volume lies.
+
+    Raises
+    ------
+    MissingChunkError
+        If a chunk of the box is in no shard.
+    """
+    empty = []
+    for index, chunk in chunks_of(box, info):
+        part = planar[chunk.intersect(box).slices_in(box)]
+        # The corner first: most chunks are settled by it.
+        if not part[0, 0, 0].any() and not part.any():
+            empty.append((index, chunk))
+    if not empty:
+        return
+    folder = kvstore_spec(address)
+    folder["path"] += f"{scale['key']}/"
+    bits = morton_axes(grid_shape(info.bounds, info.chunk_shape))
+    with translated(address.uri, "read"):
+        shards = ts.KvStore.open(_sharded_spec(folder, scale), context=context()).result()
+        found = [(chunk, shards.read(chunk_key(index, bits))) for index, chunk in empty]
+        for chunk, read in found:
+            if read.result().state == "missing":
+                raise missing_chunk(box, uri=address.uri, detail=f"chunk {chunk_name(chunk)} is in no shard")
+
+
+def chunk_key(index: XYZ, bits: tuple[int, ...]) -> bytes:
+    """Return the number of a chunk, its compressed Morton code, as the eight bytes of a key.
+
+    Parameters
+    ----------
+    index
+        Place in the chunk grid.
+    bits
+        What :func:`~cloudseg.volumes.sharding.morton_axes` gives for that grid.
+    """
+    code, used = 0, [0, 0, 0]
+    for place, axis in enumerate(bits):
+        code |= (index[axis] >> used[axis] & 1) << place
+        used[axis] += 1
+    return code.to_bytes(8, "big")
+
+
+def array_in_memory(
+    document: InfoFile, chunks: dict[str, bytes], *, strict: bool, own: ts.Context
+) -> ts.TensorStore:
+    """Open the first scale of an unsharded volume whose chunk files are given by name.
+
+    Parameters
+    ----------
+    document
+        Its info.
+    chunks
+        File name to content.
+    strict
+        Whether an absent chunk is an error.
+    own
+        A context of the caller's: tensorstore's memory store is one per context, and goes with it.
+    """
+    store = ts.KvStore.open({"driver": "memory"}, context=own).result()
+    store["info"] = json.dumps(document).encode()
+    for name, data in chunks.items():
+        store[f"{document['scales'][0]['key']}/{name}"] = data
+    return ts.open({**array_spec(strict=strict), "kvstore": {"driver": "memory"}}, context=own).result()
+
+
+def array_spec(*, strict: bool) -> dict[str, Any]:
+    """Return how arrays are opened everywhere; ``strict`` makes an absent chunk an error."""
+    return {
+        "driver": "neuroglancer_precomputed",
+        "open": True,
+        # A chunk of zeros is stored like any other, so that an absent chunk means: nobody wrote it.
+        "store_data_equal_to_fill_value": True,
+        "fill_missing_data_reads": not strict,
+    }
+
+
+def _sharded_spec(base: dict[str, Any], scale: dict[str, Any]) -> dict[str, Any]:
+    return {"driver": "neuroglancer_uint64_sharded", "base": base, "metadata": scale["sharding"]}
+
+
+def _document(info: VolumeInfo, scale: dict[str, Any]) -> InfoFile:
+    return {
+        "@type": "neuroglancer_multiscale_volume",
+        "type": info.layer,
+        "data_type": info.dtype,
+        "num_channels": info.n_channels,
+        "scales": [scale],
+    }
+
+
+def _index(box: Box) -> tuple[slice, slice, slice]:
+    x, y, z = (slice(a, b) for a, b in zip(box.start, box.stop, strict=True))
+    return (x, y, z)
