@@ -47,6 +47,10 @@ class Context:
         self.seconds: dict[str, float] = {}
         self.counters: dict[str, int] = {}
 
+    def fresh(self) -> Context:
+        """Return a context with the same storage and warm resources, and empty books."""
+        return Context(open_volume=self.open_volume, open_objects=self.open_objects, warm=self._warm)
+
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Add the time spent inside to ``seconds[name]`` (they end in the receipt)."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 
-from cloudseg.errors import UnknownTaskError
+from cloudseg.errors import SpecError, UnknownTaskError
 from cloudseg.tasking.task import Task
 
 KINDS: dict[str, str] = {
@@ -23,6 +24,29 @@ KINDS: dict[str, str] = {
 }
 
 
+def known_kinds() -> dict[str, str]:
+    """Return the kinds of this worker: ours, and those that ``CLOUDSEG_EXTRA_KINDS`` adds.
+
+    The variable holds ``kind=module:Class`` pairs separated by commas; whoever may set it may run code anyway.
+
+    Raises
+    ------
+    SpecError
+        If the variable is malformed, or names one of our own kinds.
+    """
+    extra = {}
+    for pair in filter(None, os.environ.get("CLOUDSEG_EXTRA_KINDS", "").split(",")):
+        kind, _, address = pair.strip().partition("=")
+        if not kind or ":" not in address:
+            raise SpecError(f"CLOUDSEG_EXTRA_KINDS: expected kind=module:Class, got {pair!r}")
+        if kind in KINDS:
+            raise SpecError(
+                f"CLOUDSEG_EXTRA_KINDS: {kind!r} is one of cloudseg's own kinds; choose another name"
+            )
+        extra[kind] = address
+    return {**KINDS, **extra}
+
+
 def task_class(kind: str) -> type[Task]:
     """Return the class of ``kind``.
 
@@ -31,10 +55,11 @@ def task_class(kind: str) -> type[Task]:
     UnknownTaskError
         If this worker has no such kind; the message lists the ones it has.
     """
+    kinds = known_kinds()
     try:
-        module, _, name = KINDS[kind].partition(":")
+        module, _, name = kinds[kind].partition(":")
     except KeyError as error:
-        known = ", ".join(sorted(KINDS))
+        known = ", ".join(sorted(kinds))
         raise UnknownTaskError(f"unknown task kind {kind!r}; this worker has: {known}") from error
     cls: type[Task] = getattr(importlib.import_module(module), name)
     return cls

@@ -1,0 +1,135 @@
+"""The queue as workers and pipelines see it; the only door to task-queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from cloudseg.errors import MissingExtraError, SpecError
+from cloudseg.tasking.envelope import Envelope
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Lease:
+    """A message in our hands until the lease ends.
+
+    Attributes
+    ----------
+    id
+        The queue's own id of the message.
+    message
+        The stored bytes, untouched.
+    attempt
+        How many times the message has been leased and not handed back, this time included (1 = first).
+    name
+        What the back-end needs to find the message again; a renewal changes it.
+    """
+
+    id: str
+    message: bytes
+    attempt: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """How many messages are waiting, in someone's hands (or delayed), and dead."""
+
+    ready: int
+    leased: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadMessage:
+    """A message that will not be tried again, and why."""
+
+    id: str
+    message: bytes
+    reason: str
+
+
+class Queue(Protocol):
+    """At-least-once delivery of messages, with leases that end."""
+
+    @property
+    def uri(self) -> str:
+        """Where it lives."""
+        ...
+
+    def insert(self, envelopes: Iterable[Envelope]) -> int:
+        """Add one message for each envelope, lazily; return how many."""
+        ...
+
+    def lease(self, seconds: int) -> Lease | None:
+        """Take a message that nobody holds and count the attempt, or return None."""
+        ...
+
+    def renew(self, lease: Lease, seconds: int) -> bool:
+        """Hold the message for ``seconds`` from now; False if it is no longer ours."""
+        ...
+
+    def delete(self, lease: Lease) -> None:
+        """Remove a message whose work is done."""
+        ...
+
+    def release(self, lease: Lease, delay_s: float = 0, *, counted: bool = True) -> bool:
+        """Hand the message back, to be leased again after ``delay_s``; ``counted=False`` takes the attempt back."""
+        ...
+
+    def bury(self, lease: Lease, reason: str) -> bool:
+        """Move the message to the dead letters."""
+        ...
+
+    def counts(self) -> QueueCounts:
+        """Count the messages."""
+        ...
+
+    def is_empty(self) -> bool:
+        """Whether no message is waiting, delayed or leased (the dead do not count)."""
+        ...
+
+    def dead(self) -> Iterator[DeadMessage]:
+        """Yield the dead letters."""
+        ...
+
+    def redrive(self, wanted: Callable[[DeadMessage], bool] | None = None) -> int:
+        """Make the (wanted) dead letters leasable again with fresh attempts; return how many."""
+        ...
+
+    def purge(self) -> None:
+        """Remove every message that is not dead, leased ones too."""
+        ...
+
+
+def open_queue(uri: str) -> Queue:
+    """Open the queue at ``uri``, making it if it does not exist.
+
+    Parameters
+    ----------
+    uri
+        ``fq://folder``: a folder on a file system that all workers share.
+
+    Raises
+    ------
+    SpecError
+        If ``uri`` names no kind of queue that there is.
+    """
+    from cloudseg.tasking.file_queue import FileQueue
+
+    if uri.startswith("fq://") and len(uri) > len("fq://"):
+        return FileQueue(uri)
+    raise SpecError(f"{uri!r} is not the address of a queue: expected fq://folder, e.g. fq:///data/queue")
+
+
+def queueable(function: F) -> F:
+    """Register ``function`` with task-queue, so that stock task-queue workers can run it by its address."""
+    try:
+        import taskqueue
+    except ImportError as error:
+        raise MissingExtraError.of("task-queue", extra="tasks") from error
+    registered: F = taskqueue.queueable(function)
+    return registered

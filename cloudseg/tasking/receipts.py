@@ -1,0 +1,208 @@
+"""What is known about the tasks of a step: receipts of the finished, errors of the failed, dead letters.
+
+Keys under the pipeline's root::
+
+    pipeline/receipts/<step>/<task id>.json          written once, after the task's outputs
+    pipeline/errors/<step>/<task id>/<attempt>.txt   the traceback of one attempt
+    pipeline/dead/<step>/<task id>.json              a task that gave up: reason, traceback, envelope
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+from pydantic import AwareDatetime, NonNegativeInt, PositiveInt
+
+from cloudseg.errors import CorruptDataError, NotFoundError, SpecError
+from cloudseg.specs import FrozenModel
+from cloudseg.tasking.envelope import Envelope
+from cloudseg.volumes.objects import Objects
+
+# Reading a receipt is waiting for storage: a few at once, in windows so that memory stays bounded.
+N_READERS = 8
+WINDOW = 256
+
+Model = TypeVar("Model", bound=FrozenModel)
+
+
+class Receipt(FrozenModel):
+    """Proof that a task's outputs are complete, and what they took.
+
+    Attributes
+    ----------
+    task_id, kind, step
+        Which task.
+    attempt
+        The attempt that finished it (1 = first).
+    counters
+        What the task counted: ``voxels``, ``bytes_read``, ``bytes_written`` and its own.
+    seconds
+        Seconds by step of the work; ``total`` is the whole run.
+    peak_memory_bytes
+        Peak resident memory of the process while the task ran.
+    versions
+        Of cloudseg, Python and the libraries that shape results.
+    host
+        Where it ran.
+    started, finished
+        When, in UTC.
+    """
+
+    task_id: str
+    kind: str
+    step: str
+    attempt: PositiveInt = 1
+    counters: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    peak_memory_bytes: NonNegativeInt = 0
+    versions: dict[str, str] = {}
+    host: str = ""
+    started: AwareDatetime
+    finished: AwareDatetime
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds from start to finish."""
+        return (self.finished - self.started).total_seconds()
+
+
+class DeadLetter(FrozenModel):
+    """A task that gave up.
+
+    Attributes
+    ----------
+    task_id, kind, step
+        Which task.
+    reason
+        One sentence: what went wrong, what to do.
+    attempts
+        How many times it was started.
+    traceback
+        Of the last attempt; empty if the process left none.
+    envelope
+        To put it into a queue again.
+    """
+
+    task_id: str
+    kind: str
+    step: str
+    reason: str
+    attempts: NonNegativeInt
+    traceback: str = ""
+    envelope: Envelope
+
+
+class Receipts:
+    """The books of one step.
+
+    Parameters
+    ----------
+    objects
+        The pipeline's root folder.
+    step
+        Name of the step.
+    """
+
+    def __init__(self, objects: Objects, step: str) -> None:
+        self._objects = objects
+        self.step = step
+        self._receipts = f"pipeline/receipts/{step}/"
+        self._errors = f"pipeline/errors/{step}/"
+        self._dead = f"pipeline/dead/{step}/"
+
+    def write(self, receipt: Receipt) -> bool:
+        """Store ``receipt`` unless the task has one; True for the one finisher who stored it.
+
+        Raises
+        ------
+        SpecError
+            If the receipt belongs to another step.
+        """
+        if receipt.step != self.step:
+            raise SpecError(
+                f"a receipt of step {receipt.step!r} cannot go into the books of step {self.step!r}"
+            )
+        return self._objects.put_if_absent(
+            f"{self._receipts}{receipt.task_id}.json", receipt.canonical_json().encode()
+        )
+
+    def get(self, task_id: str) -> Receipt | None:
+        """Return the receipt of ``task_id``, or None if it has not finished.
+
+        Raises
+        ------
+        CorruptDataError
+            If an object lies there that is no receipt.
+        """
+        return self._load(Receipt, f"{self._receipts}{task_id}.json")
+
+    def done(self) -> set[str]:
+        """Return the ids of all finished tasks, by listing alone."""
+        return set(self._ids(self._receipts))
+
+    def all(self) -> Iterator[Receipt]:
+        """Yield every receipt, sorted by task id."""
+        return self._load_all(Receipt, self._receipts)
+
+    def write_error(self, task_id: str, attempt: int, text: str) -> None:
+        """Store why an attempt failed: a traceback, or what was seen of a process that vanished."""
+        self._objects.put(f"{self._errors}{task_id}/{attempt}.txt", text.encode("utf-8", "replace"))
+
+    def errors(self, task_id: str) -> dict[int, str]:
+        """Return the stored failures of a task by attempt."""
+        found = {}
+        for key in self._objects.list(f"{self._errors}{task_id}/"):
+            attempt = key.rpartition("/")[2].removesuffix(".txt")
+            if attempt.isdigit():
+                found[int(attempt)] = self._objects.get(key).decode("utf-8", "replace")
+        return dict(sorted(found.items()))
+
+    def n_errors(self) -> int:
+        """Return how many attempts have failed, by listing alone."""
+        return sum(1 for _ in self._objects.list(self._errors))
+
+    def write_dead(self, letter: DeadLetter) -> None:
+        """Store a dead letter."""
+        self._objects.put(f"{self._dead}{letter.task_id}.json", letter.canonical_json().encode())
+
+    def dead(self) -> Iterator[DeadLetter]:
+        """Yield the dead letters, sorted by task id, without those of tasks that have finished since."""
+        if not any(True for _ in self._ids(self._dead)):
+            return
+        done = self.done()
+        yield from (letter for letter in self._load_all(DeadLetter, self._dead) if letter.task_id not in done)
+
+    def clear_dead(self) -> int:
+        """Remove all dead letters of the step, so that its tasks may be queued again; return how many."""
+        keys = list(self._objects.list(self._dead))
+        for key in keys:
+            self._objects.delete(key)
+        return len(keys)
+
+    def _ids(self, prefix: str) -> Iterator[str]:
+        for key in self._objects.list(prefix):
+            if key.endswith(".json"):
+                yield key.rpartition("/")[2].removesuffix(".json")
+
+    def _load_all(self, model: type[Model], prefix: str) -> Iterator[Model]:
+        ids = self._ids(prefix)
+        with ThreadPoolExecutor(N_READERS) as readers:
+            while window := list(islice(ids, WINDOW)):
+                for found in readers.map(lambda i: self._load(model, f"{prefix}{i}.json"), window):
+                    if found is not None:  # removed since it was listed
+                        yield found
+
+    def _load(self, model: type[Model], key: str) -> Model | None:
+        try:
+            data = self._objects.get(key)
+        except NotFoundError:
+            return None
+        try:
+            return model.load(data, where=key)
+        except SpecError as error:
+            raise CorruptDataError(
+                f"{error}; delete {key} under {self._objects.uri} to have the task run again"
+            ) from error
