@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_a_module_imports_and_says_its_job_in_one_line(name):
         warnings.simplefilter("error")
         module = importlib.import_module(name)
     first = (module.__doc__ or "").strip().partition("\n")[0]
-    if module.__file__ is not None and open(module.__file__).read().strip():
+    if module.__file__ is not None and Path(module.__file__).read_text().strip():
         assert first, f"{name} does not say its job"
         assert first[-1] in ".:", f"the first line of {name} is no sentence: {first!r}"
 
