@@ -10,10 +10,12 @@ The layout is that of task-queue's ``fq://`` queues, so stock workers can share 
     tmp/                           messages being written
 
 A lease renames a message to the time when the lease ends. Whoever renames first has it: the others find
-no file of the old name and go on. Holding on to a lease is a rename too, and so is losing it: the name that
-the holder remembers is gone. Times only grow while a message changes hands, so an old name does not come back.
-Hosts that share a queue need clocks that agree to well within a lease.
+no file of the old name and go on. Holding on to a lease is a rename too, and so is losing it: the name
+that the holder remembers is gone. Times only grow while a message changes hands, so an old name does not come
+back. Hosts that share a queue need clocks that agree to well within a lease.
 """
+
+# ruff: noqa: PTH104, PTH108, PTH118, PTH123, PTH208 - Path objects would double the time of a lease
 
 from __future__ import annotations
 
@@ -212,7 +214,7 @@ class FileQueue:
                 found.append(name)
                 if len(found) == N_CANDIDATES:
                     break
-        random.shuffle(found)  # noqa: S311 - spreads workers; nothing depends on it
+        random.shuffle(found)
         self._candidates.extend(found)
         return bool(found)
 

@@ -77,7 +77,7 @@ class Queue(Protocol):
         ...
 
     def release(self, lease: Lease, delay_s: float = 0, *, counted: bool = True) -> bool:
-        """Hand the message back, to be leased again after ``delay_s``; ``counted=False`` takes the attempt back."""
+        """Hand the message back, to be leased after ``delay_s``; ``counted=False`` uncounts the attempt."""
         ...
 
     def bury(self, lease: Lease, reason: str) -> bool:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from pydantic import AwareDatetime, NonNegativeInt, PositiveInt
+from pydantic import AwareDatetime, Field, NonNegativeInt, PositiveInt
 
 from cloudseg.errors import CorruptDataError, NotFoundError, SpecError
 from cloudseg.specs import FrozenModel
@@ -55,10 +55,10 @@ class Receipt(FrozenModel):
     kind: str
     step: str
     attempt: PositiveInt = 1
-    counters: dict[str, int] = {}
-    seconds: dict[str, float] = {}
+    counters: dict[str, int] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: NonNegativeInt = 0
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     host: str = ""
     started: AwareDatetime
     finished: AwareDatetime

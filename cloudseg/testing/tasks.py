@@ -1,4 +1,4 @@
-"""Task kinds for tests of queues, workers and pipelines. Set ``CLOUDSEG_EXTRA_KINDS`` to :data:`EXTRA_KINDS`."""
+"""Task kinds for tests of queues, workers and pipelines. ``CLOUDSEG_EXTRA_KINDS=EXTRA_KINDS`` adds them."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_a_task_that_has_not_finished_has_no_receipt(receipts: Receipts):
 
 def test_a_receipt_of_another_step_is_refused(receipts: Receipts):
     wrong = _receipt("one").model_copy(update={"step": "other"})
-    with pytest.raises(SpecError, match="step 'other' cannot go into the books of step 'stage.step'"):
+    with pytest.raises(SpecError, match=r"step 'other' cannot go into the books of step 'stage.step'"):
         receipts.write(wrong)
 
 

@@ -1,0 +1,94 @@
+"""The warm process that runs tasks for a worker: ``python -m cloudseg.tasking.child FD PARENT_PID THREADS``.
+
+It reads one request at a time from the socket FD and answers it; all else (leases, limits, signals,
+retries) is its supervisor's business. It ends when the supervisor does, however that ends.
+
+Requests and answers are JSON::
+
+    {"envelope": "<json>", "attempt": 2}   ->  {"ok": true, "ran": true, "receipt": "<json>"}
+    {"foreign": {"class": ...}}            ->  {"ok": true, "ran": true, "receipt": null}
+    a failure                              ->  {"ok": false, "hopeless": false, "error": "..", "traceback": ".."}
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from cloudseg.errors import SpecError
+from cloudseg.tasking.envelope import Envelope
+from cloudseg.tasking.run_task import default_context, run_or_skip
+from cloudseg.tasking.task import Context
+
+READY = b"ready"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(argv: list[str]) -> None:
+    """Serve the supervisor at the other end of the socket until it goes away."""
+    fd, parent_pid, n_threads = (int(arg) for arg in argv)
+    # A Ctrl-C or a group-wide SIGTERM may reach us too; what they mean is for the supervisor to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    _die_with(parent_pid)
+    connection = Connection(fd)
+    threading.Thread(target=_exit_at_hang_up, args=(fd,), name="hang-up", daemon=True).start()
+    ctx = default_context({})
+    set_threads = getattr(importlib.import_module("cloudseg.volumes"), "set_threads", None)
+    if set_threads is not None:
+        set_threads(n_threads)
+    connection.send_bytes(READY)
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        connection.send_bytes(json.dumps(_answer(request, ctx)).encode())
+
+
+def _answer(request: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    try:
+        if "foreign" in request:
+            importlib.import_module("cloudseg_tasks.igneous").run_foreign(request["foreign"])
+            return {"ok": True, "ran": True, "receipt": None}
+        envelope = Envelope.load(request["envelope"], where="envelope")
+        receipt, ran = run_or_skip(envelope, ctx, attempt=request["attempt"])
+    except BaseException as error:  # noqa: BLE001 - task-queue raises BaseException; sys.exit in a task is a failure
+        return {
+            "ok": False,
+            "hopeless": isinstance(error, SpecError),
+            "error": "".join(traceback.format_exception_only(error)).strip(),
+            "traceback": traceback.format_exc(),
+        }
+    return {"ok": True, "ran": ran, "receipt": receipt.canonical_json()}
+
+
+def _die_with(parent_pid: int) -> None:
+    """Ask the kernel to kill us with our supervisor: a thread of ours may not get to run for minutes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before we asked
+        os._exit(1)
+
+
+def _exit_at_hang_up(fd: int) -> None:
+    """Leave when the other end of the socket is closed: where the kernel does not do it for us."""
+    poll = select.poll()
+    poll.register(fd, 0)  # no event but hang-up and error, which are always reported
+    poll.poll()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,139 @@
+"""A supervisor's hold on its child process: start it, talk to it, watch it, kill it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Literal
+
+from cloudseg.errors import TaskFailedError
+from cloudseg.tasking.child import READY
+
+# Importing the libraries takes seconds on a cold, busy machine; minutes mean that something is broken.
+START_SECONDS = 300
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+
+Seen = Literal["answer", "died", "woken", "nothing"]
+
+
+class ChildProcess:
+    """One running child. Make it, and kill it, from the same thread: Linux ties its life to that thread.
+
+    Parameters
+    ----------
+    n_threads
+        How many threads its numerical libraries may use.
+    """
+
+    def __init__(self, *, n_threads: int) -> None:
+        ours, theirs = socket.socketpair()
+        # The libraries read these when they are first imported, so they must be set before the process starts.
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(n_threads))}
+        arguments = [str(theirs.fileno()), str(os.getpid()), str(n_threads)]
+        self._process = subprocess.Popen(
+            # -P: a file of the working directory must not stand in for a library.
+            [sys.executable, "-P", "-m", "cloudseg.tasking.child", *arguments],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # so that what it starts can be killed with it
+        )
+        theirs.close()
+        self._connection = Connection(ours.detach())
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def await_ready(self, wake: Connection) -> bool:
+        """Wait until the child can take a task; False if ``wake`` came first.
+
+        Raises
+        ------
+        TaskFailedError
+            If the child ends, or says nothing for minutes: no task of this worker could run.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            match self.look(deadline - time.monotonic(), wake):
+                case "woken":
+                    return False
+                case "died":
+                    break
+                case "answer":
+                    if self._connection.recv_bytes() == READY:
+                        return True
+        how = explain_exit(self.kill())
+        raise TaskFailedError(f"the process that runs tasks did not start: {how}; its own messages say why")
+
+    def ask(self, request: dict[str, Any]) -> None:
+        """Send one request."""
+        self._connection.send_bytes(json.dumps(request).encode())
+
+    def answer(self) -> dict[str, Any]:
+        """Receive the answer that :meth:`look` has seen."""
+        answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
+        return answer
+
+    def look(self, timeout_s: float, wake: Connection) -> Seen:
+        """Wait for an answer, the child's end, or ``wake``, whichever is first."""
+        ready = wait([self._connection, wake], max(0.0, timeout_s))
+        if self._connection in ready:
+            try:
+                # A closed socket is readable too; only reading tells, and an answer must not be lost.
+                return "answer" if _has_data(self._connection) else "died"
+            except OSError:
+                return "died"
+        return "woken" if wake in ready else "nothing"
+
+    def memory_bytes(self) -> int:
+        """Return the resident memory of the child, 0 if it is gone."""
+        import psutil
+
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    def kill(self) -> int:
+        """Kill the child and what it started, wait for its end; return its exit code (-9: killed)."""
+        if self._process.poll() is None:  # else the number may belong to another process by now
+            # macOS refuses (PermissionError) where the last member of the group is a zombie.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        code = self._process.wait()
+        self._connection.close()
+        return code
+
+
+def _has_data(connection: Connection) -> bool:
+    with socket.socket(fileno=os.dup(connection.fileno())) as peek:
+        return bool(peek.recv(1, socket.MSG_PEEK))
+
+
+def explain_exit(code: int) -> str:
+    """Say in words how a process ended."""
+    if code >= 0:
+        return f"it left with exit code {code}"
+    name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
+    if -code == signal.SIGKILL:
+        return (
+            f"it was killed ({name}) from outside, most often by the system because memory ran out; "
+            "give the worker more memory, or run fewer processes or smaller blocks"
+        )
+    return f"it was ended by {name}; the worker's log has what it said last"

@@ -1,0 +1,355 @@
+"""One slot of a worker: lease a task, have the child run it, watch it, and settle the message."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from cloudseg.errors import CloudsegError, StorageError
+from cloudseg.specs import FrozenModel
+from cloudseg.tasking.envelope import Envelope, ForeignTask, parse_message
+from cloudseg.tasking.process import ChildProcess, explain_exit
+from cloudseg.tasking.queue import Lease, Queue
+from cloudseg.tasking.receipts import DeadLetter, Receipt, Receipts
+from cloudseg.tasking.run_task import default_context
+
+log = logging.getLogger(__name__)
+
+MEMORY_POLL_SECONDS = 0.1
+IDLE_SECONDS = (0.05, 1.0)  # the first and the longest wait between looks at a queue with nothing to lease
+
+
+class WorkerOptions(FrozenModel):
+    """How a worker works.
+
+    Attributes
+    ----------
+    n_processes
+        How many tasks run at once, each in its own process.
+    until_empty
+        Stop when the queue holds nothing that is waiting, delayed or leased; else wait for more.
+    lease_seconds
+        How long a message is ours without renewal; it is renewed every third of it.
+    max_task_seconds
+        A task that runs longer is killed and counts as failed; None: no limit.
+    max_memory_bytes
+        A process that grows larger is killed, its task counts as failed; None: no limit.
+    threads_per_process
+        Threads of numerical libraries; None: the machine's cores shared out.
+    backoff_s, max_backoff_s
+        A failed task waits ``backoff_s`` after its first attempt, then twice as long each time, up to the
+        maximum.
+    foreign_attempts
+        ``max_attempts`` of igneous messages, which do not carry their own.
+    """
+
+    n_processes: PositiveInt = 1
+    until_empty: bool = False
+    lease_seconds: PositiveInt = 60
+    max_task_seconds: PositiveFloat | None = None
+    max_memory_bytes: PositiveInt | None = None
+    threads_per_process: PositiveInt | None = None
+    backoff_s: NonNegativeFloat = 2.0
+    max_backoff_s: NonNegativeFloat = 300.0
+    foreign_attempts: PositiveInt = 3
+
+
+EventName = Literal["started", "done", "skipped", "failed", "dead", "returned", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEvent:
+    """Something that happened to a task.
+
+    Attributes
+    ----------
+    name
+        ``started``; ``done``; ``skipped`` (it had its receipt); ``failed`` (it will be tried again); ``dead``
+        (it will not); ``returned`` (handed back because the worker was told to stop); ``lost`` (another worker has it now).
+    task_id, kind, step
+        Which task; an igneous task has the queue's id and the step ``igneous``; all empty if the message
+        is malformed.
+    attempt
+        1 = first.
+    seconds
+        Since it started here.
+    message
+        What went wrong, in one sentence.
+    receipt
+        Of a done or skipped task.
+    """
+
+    name: EventName
+    task_id: str = ""
+    kind: str = ""
+    step: str = ""
+    attempt: int = 1
+    seconds: float = 0.0
+    message: str = ""
+    receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    name: Literal["done", "failed", "returned", "lost"]
+    receipt: Receipt | None = None
+    ran: bool = True
+    hopeless: bool = False
+    error: str = ""
+    traceback: str = ""
+
+
+Job = Envelope | ForeignTask
+
+
+class Slot(threading.Thread):
+    """A thread that owns one child process.
+
+    Parameters
+    ----------
+    queue
+        This slot's own queue object.
+    options
+        See :class:`WorkerOptions`.
+    n_threads
+        For the child's numerical libraries.
+    emit
+        Called with each event.
+    stopping
+        Set when the worker must stop; ``wake`` becomes readable at the same moment.
+    wake
+        Read end of a pipe that is written once, by whoever sets ``stopping``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        queue: Queue,
+        options: WorkerOptions,
+        n_threads: int,
+        emit: Callable[[WorkerEvent], None],
+        stopping: threading.Event,
+        wake: Connection,
+    ) -> None:
+        super().__init__(name=name)
+        self.error: BaseException | None = None
+        self._queue = queue
+        self._options = options
+        self._n_threads = n_threads
+        self._emit = emit
+        self._stopping = stopping
+        self._wake = wake
+        self._child: ChildProcess | None = None
+        self._ctx = default_context({})
+
+    def run(self) -> None:
+        """Work until told to stop, or until the queue is empty if the options say so."""
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits for this one
+            self.error = error
+        finally:
+            self._kill_child()
+
+    def _work(self) -> None:
+        idle_s = IDLE_SECONDS[0]
+        while not self._stopping.is_set():
+            child = (
+                self._ready_child()
+            )  # before leasing: a child that cannot start must cost no task an attempt
+            if child is None:
+                return
+            lease = self._queue.lease(self._options.lease_seconds)
+            if lease is not None:
+                self._handle(lease, child)
+                idle_s = IDLE_SECONDS[0]
+            elif self._options.until_empty and self._queue.is_empty():
+                return
+            else:
+                self._stopping.wait(idle_s * random.uniform(0.5, 1.0))  # so that workers do not march
+                idle_s = min(2 * idle_s, IDLE_SECONDS[1])
+
+    def _ready_child(self) -> ChildProcess | None:
+        if self._child is None:
+            self._child = ChildProcess(n_threads=self._n_threads)
+            if not self._child.await_ready(self._wake):
+                return None
+        return self._child
+
+    def _kill_child(self) -> int:
+        child, self._child = self._child, None
+        return child.kill() if child is not None else 0
+
+    def _handle(self, lease: Lease, child: ChildProcess) -> None:
+        try:
+            job = parse_message(lease.message)
+        except CloudsegError as error:
+            self._queue.bury(lease, str(error))
+            self._emit(WorkerEvent("dead", attempt=lease.attempt, message=str(error)))
+            return
+        if lease.attempt > self._max_attempts(job):
+            self._give_up(
+                lease,
+                job,
+                f"it was started {lease.attempt - 1} times and its worker vanished each time",
+                "",
+                0.0,
+            )
+            return
+        started = time.monotonic()
+        settled = False
+        try:
+            self._emit(self._event("started", lease, job))
+            outcome = self._run(lease, job, child)
+            self._settle(lease, job, outcome, time.monotonic() - started)
+            settled = True
+        finally:
+            if not settled:  # we are failing ourselves: the message must not wait for its lease to end
+                self._kill_child()
+                self._queue.release(lease, counted=False)
+
+    def _run(self, lease: Lease, job: Job, child: ChildProcess) -> _Outcome:
+        """Have the child run the job; meanwhile keep the lease and the limits."""
+        options = self._options
+        try:
+            if isinstance(job, ForeignTask):
+                child.ask({"foreign": job.payload})
+            else:
+                child.ask({"envelope": job.canonical_json(), "attempt": lease.attempt})
+        except OSError:  # it died while idle; look() will say so
+            pass
+        now = time.monotonic()
+        renew_every_s = options.lease_seconds / 3
+        deadline = now + options.max_task_seconds if options.max_task_seconds else float("inf")
+        next_renewal, lease_ends = now + renew_every_s, now + options.lease_seconds
+        next_look = now + MEMORY_POLL_SECONDS if options.max_memory_bytes else float("inf")
+        while True:
+            seen = child.look(min(next_renewal, deadline, next_look) - now, self._wake)
+            if seen == "answer":
+                return _read_answer(child.answer())
+            if seen == "died":
+                how = explain_exit(self._kill_child())
+                return _Outcome("failed", error=f"the process that ran it ended: {how}")
+            if seen == "woken":
+                self._kill_child()
+                return _Outcome("returned", error="the worker was told to stop")
+            now = time.monotonic()
+            if now >= deadline:
+                self._kill_child()
+                return _Outcome(
+                    "failed",
+                    error=f"timeout: it ran longer than max_task_seconds = {options.max_task_seconds:g} and was killed; "
+                    "raise the limit or make the blocks smaller",
+                )
+            if now >= next_look and options.max_memory_bytes:
+                used = child.memory_bytes()
+                if used > options.max_memory_bytes:
+                    self._kill_child()
+                    return _Outcome(
+                        "failed",
+                        error=f"out of memory: it used {used / 2**20:.0f} MiB, more than max_memory_bytes = "
+                        f"{options.max_memory_bytes / 2**20:.0f} MiB, and was killed; raise the limit, run fewer "
+                        "processes, or make the blocks smaller",
+                    )
+                next_look = now + MEMORY_POLL_SECONDS
+            if now >= next_renewal:
+                try:
+                    if not self._queue.renew(lease, options.lease_seconds):
+                        self._kill_child()
+                        return _Outcome("lost", error="another worker has the message now")
+                    lease_ends = now + options.lease_seconds
+                except StorageError as error:
+                    log.warning("lease of %s not renewed, will try again: %s", lease.id, error)
+                    if now >= lease_ends:
+                        self._kill_child()
+                        return _Outcome(
+                            "lost", error=f"the lease ended because the queue did not answer: {error}"
+                        )
+                next_renewal = now + min(renew_every_s, max(lease_ends - now, 1.0) / 3)
+
+    def _settle(self, lease: Lease, job: Job, outcome: _Outcome, seconds: float) -> None:
+        match outcome.name:
+            case "done":
+                self._queue.delete(lease)
+                self._emit(
+                    self._event(
+                        "done" if outcome.ran else "skipped",
+                        lease,
+                        job,
+                        seconds=seconds,
+                        receipt=outcome.receipt,
+                    )
+                )
+            case "returned":
+                self._queue.release(lease, counted=False)
+                self._emit(self._event("returned", lease, job, seconds=seconds, message=outcome.error))
+            case "lost":
+                self._emit(self._event("lost", lease, job, seconds=seconds, message=outcome.error))
+            case "failed":
+                self._record_error(lease, job, outcome)
+                if outcome.hopeless or lease.attempt >= self._max_attempts(job):
+                    self._give_up(lease, job, outcome.error, outcome.traceback, seconds)
+                    return
+                delay_s = min(
+                    self._options.backoff_s * 2.0 ** (lease.attempt - 1), self._options.max_backoff_s
+                )
+                self._queue.release(lease, delay_s)
+                self._emit(self._event("failed", lease, job, seconds=seconds, message=outcome.error))
+
+    def _give_up(self, lease: Lease, job: Job, reason: str, traceback: str, seconds: float) -> None:
+        attempts = min(lease.attempt, self._max_attempts(job))
+        if isinstance(job, Envelope):
+            letter = DeadLetter(
+                task_id=job.task_id,
+                kind=job.kind,
+                step=job.step,
+                reason=reason,
+                attempts=attempts,
+                traceback=traceback,
+                envelope=job,
+            )
+            self._write("dead letter", job, lambda receipts: receipts.write_dead(letter))
+        # In the queue as well: it must not be dropped where the bucket cannot be reached.
+        self._queue.bury(lease, f"{reason}\n\n{traceback}".strip())
+        self._emit(self._event("dead", lease, job, seconds=seconds, message=reason))
+
+    def _record_error(self, lease: Lease, job: Job, outcome: _Outcome) -> None:
+        if isinstance(job, Envelope):
+            text = outcome.traceback or outcome.error
+            self._write(
+                "traceback", job, lambda receipts: receipts.write_error(job.task_id, lease.attempt, text)
+            )
+
+    def _write(self, what: str, job: Envelope, write: Callable[[Receipts], None]) -> None:
+        """Write to the task's books; a bucket that fails must not take the worker down with the task."""
+        try:
+            objects = self._ctx.warm(("objects", job.root), lambda: self._ctx.open_objects(job.root))
+            write(Receipts(objects, job.step))
+        except (CloudsegError, OSError) as error:
+            log.error("%s of task %s not stored under %s: %s", what, job.task_id, job.root, error)
+
+    def _max_attempts(self, job: Job) -> int:
+        return job.max_attempts if isinstance(job, Envelope) else self._options.foreign_attempts
+
+    def _event(self, name: EventName, lease: Lease, job: Job, **more: Any) -> WorkerEvent:
+        if isinstance(job, Envelope):
+            return WorkerEvent(name, job.task_id, job.kind, job.step, lease.attempt, **more)
+        return WorkerEvent(name, lease.id, job.name, "igneous", lease.attempt, **more)
+
+
+def _read_answer(answer: dict[str, Any]) -> _Outcome:
+    if not answer["ok"]:
+        return _Outcome(
+            "failed", hopeless=answer["hopeless"], error=answer["error"], traceback=answer["traceback"]
+        )
+    text = answer["receipt"]
+    return _Outcome("done", receipt=Receipt.load(text, where="receipt") if text else None, ran=answer["ran"])
