@@ -1,7 +1,7 @@
 """Halve a volume: means for images, most frequent ids for labels, on a grid fixed in the volume.
 
 Cell ``i`` of the coarse volume covers the voxels ``[i * factor, (i + 1) * factor)`` of the fine one, counted
-from voxel 0 of the coordinate system, whatever block is at hand: blocks of whole cells give the same result as
+from voxel 0 of the coordinate system, whatever block is at hand: blocks of whole cells give the same as
 the whole volume at once. A cell that the border cuts uses the voxels it has.
 """
 

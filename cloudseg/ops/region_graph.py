@@ -1,0 +1,257 @@
+"""Which supervoxels touch, over how many voxel faces, with what total affinity: integers, so that parts add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from cloudseg.errors import SpecError
+from cloudseg.geometry import Box
+
+Ids = npt.NDArray[np.uint64]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionGraph:
+    """Undirected edges between ids, sorted by ``(u, v)``, ``u < v``, each pair once.
+
+    Attributes
+    ----------
+    u, v
+        ``(n,)`` uint64.
+    total, count
+        ``(n,)`` int64: sum of the uint8 affinities over the shared voxel faces, and the number of these faces.
+    key_u, key_v
+        ``(n,)`` uint64: the largest pair of original ids pooled in the edge. It breaks ties between equal means in a
+        way that does not depend on the order of merges, so every tiling breaks them alike.
+    """
+
+    u: Ids
+    v: Ids
+    total: Counts
+    count: Counts
+    key_u: Ids
+    key_v: Ids
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges."""
+        return len(self.u)
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return the graph without edges."""
+        ids, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        return cls(ids, ids, counts, counts, ids, ids)
+
+    @classmethod
+    def pooled(cls, parts: Iterable[RegionGraph]) -> Self:
+        """Return the union of ``parts``: totals and counts of the same pair add, keys take the larger."""
+        listed = [p for p in parts if p.n_edges]
+        if not listed:
+            return cls.empty()
+        columns = {n: np.concatenate([getattr(p, n) for p in listed]) for n in cls.__dataclass_fields__}
+        return cls.of_pairs(**columns)
+
+    @classmethod
+    def of_pairs(cls, *, u: Ids, v: Ids, total: Counts, count: Counts, key_u: Ids, key_v: Ids) -> Self:
+        """Return the graph of edges given in any order, orientation and number of pieces."""
+        if len(u) == 0:
+            return cls.empty()
+        low, high = np.minimum(u, v), np.maximum(u, v)
+        # The key is the last of the sort keys, so that the last edge of a group carries the largest.
+        order = np.lexsort((key_v, key_u, high, low))
+        low, high = low[order], high[order]
+        first = np.flatnonzero(np.concatenate([[True], (low[1:] != low[:-1]) | (high[1:] != high[:-1])]))
+        last = np.concatenate([first[1:], [len(low)]]) - 1
+        return cls(
+            low[first],
+            high[first],
+            np.add.reduceat(total[order], first),
+            np.add.reduceat(count[order], first),
+            key_u[order][last],
+            key_v[order][last],
+        )
+
+    def take(self, which: npt.NDArray[np.bool_]) -> RegionGraph:
+        """Return the edges where ``which`` is True."""
+        return RegionGraph(*(getattr(self, n)[which] for n in self.__dataclass_fields__))
+
+
+def region_graph(labels: Ids, affinities: npt.NDArray[np.uint8], *, core: Box, bounds: Box) -> RegionGraph:
+    """Return the edges a block owns: those of each core voxel to its three lower neighbours.
+
+    Parameters
+    ----------
+    labels
+        ``(x, y, z)`` uint64 over the core and one voxel below it (inside the volume); 0 touches nothing.
+    affinities
+        ``(3, x, y, z)`` uint8 over the core.
+    core, bounds
+        The block, and the volume it belongs to.
+
+    Returns
+    -------
+    The block's share of the region graph; shares of all blocks add up to the graph of the volume.
+    """
+    outer = Box(core.grow((1, 1, 1)).start, core.stop).intersect(bounds)
+    if labels.dtype != np.uint64 or labels.shape != outer.shape:
+        raise SpecError(f"labels must be uint64 of shape {outer.shape}, got {labels.dtype} of shape {labels.shape}")
+    if affinities.dtype != np.uint8 or affinities.shape != (3, *core.shape):
+        raise SpecError(
+            f"affinities must be uint8 of shape {(3, *core.shape)}, got {affinities.dtype} of {affinities.shape}"
+        )
+    low = np.array([a - b for a, b in zip(core.start, outer.start, strict=True)], np.int64)
+    u, v, total, count = _collect(
+        labels.reshape(-1, order="F"),
+        affinities[0].reshape(-1, order="F"),
+        affinities[1].reshape(-1, order="F"),
+        affinities[2].reshape(-1, order="F"),
+        np.array(outer.shape, np.int64),
+        low,
+        np.array(core.shape, np.int64),
+    )
+    order = np.lexsort((v, u))
+    u, v = u[order], v[order]
+    return RegionGraph(u, v, total[order], count[order], u, v)
+
+
+def face_ids(labels: Ids, *, core: Box, bounds: Box) -> dict[str, Ids]:
+    """Return, for each face of the block, the ids whose edges the block may not know completely.
+
+    Parameters
+    ----------
+    labels
+        As for :func:`region_graph`.
+
+    Returns
+    -------
+    ``{"x-": ids, "x+": ids, "y-": ..., "z+": ...}``, sorted, without 0. Both sides of a lower face (its links belong
+    to this block), the inner side of an upper one; nothing for a face that is the volume's own border.
+    """
+    outer = Box(core.grow((1, 1, 1)).start, core.stop).intersect(bounds)
+    inner = core.slices_in(outer)
+    faces: dict[str, Ids] = {}
+    for axis, name in enumerate("xyz"):
+        below = list(inner)
+        if core.start[axis] > bounds.start[axis]:
+            at = inner[axis].start
+            below[axis] = slice(at - 1, at + 1)
+            faces[f"{name}-"] = _ids(labels[tuple(below)])
+        else:
+            faces[f"{name}-"] = np.zeros(0, np.uint64)
+        above = list(inner)
+        if core.stop[axis] < bounds.stop[axis]:
+            above[axis] = slice(inner[axis].stop - 1, inner[axis].stop)
+            faces[f"{name}+"] = _ids(labels[tuple(above)])
+        else:
+            faces[f"{name}+"] = np.zeros(0, np.uint64)
+    return faces
+
+
+def sizes(labels: Ids) -> tuple[Ids, Counts]:
+    """Return the ids of ``labels`` (any shape) except 0, sorted, and their numbers of voxels."""
+    ids, n = _run_sizes(labels.reshape(-1, order="F"))
+    order = np.argsort(ids, kind="stable")
+    ids, n = ids[order], n[order]
+    if len(ids) == 0:
+        return ids, n
+    first = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+    return ids[first], np.add.reduceat(n, first)
+
+
+def _ids(labels: Ids) -> Ids:
+    ids = np.unique(labels)
+    return ids[ids != 0]
+
+
+@numba.njit(cache=True)
+def _run_sizes(flat):  # type: ignore[no-untyped-def]
+    """Ids and lengths of the runs of equal non-zero ids; runs are few, so sorting them is cheap."""
+    n = 0
+    for i in range(flat.size):
+        if flat[i] != 0 and (i == 0 or flat[i] != flat[i - 1]):
+            n += 1
+    ids, length = np.empty(n, np.uint64), np.empty(n, np.int64)
+    k = -1
+    for i in range(flat.size):
+        if flat[i] == 0:
+            continue
+        if i == 0 or flat[i] != flat[i - 1]:
+            k += 1
+            ids[k], length[k] = flat[i], 0
+        length[k] += 1
+    return ids, length
+
+
+@numba.njit(cache=True)
+def _slot(slots, us, vs, u, v, mask):  # type: ignore[no-untyped-def]
+    """Where the pair is, or belongs, in the open-addressing table ``slots``."""
+    h = u * np.uint64(0x9E3779B97F4A7C15) ^ (v * np.uint64(0xC2B2AE3D27D4EB4F))
+    h ^= h >> np.uint64(29)
+    at = np.int64(h & mask)
+    while slots[at] >= 0 and not (us[slots[at]] == u and vs[slots[at]] == v):
+        at = (at + 1) & np.int64(mask)
+    return at
+
+
+@numba.njit(cache=True)
+def _collect(labels, ax, ay, az, shape, low, size):  # type: ignore[no-untyped-def]
+    capacity = 1 << 12
+    us, vs = np.empty(capacity, np.uint64), np.empty(capacity, np.uint64)
+    total, count = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
+    slots = np.full(2 * capacity, -1, np.int64)
+    n = 0
+    nx, ny = shape[0], shape[0] * shape[1]
+    last = np.full(3, -1, np.int64)
+    p = 0
+    for cz in range(size[2]):
+        for cy in range(size[1]):
+            i = low[0] + nx * (cy + low[1]) + ny * (cz + low[2])
+            for cx in range(size[0]):
+                b = labels[i]
+                if b != 0:
+                    for axis in range(3):
+                        if axis == 0:
+                            if cx + low[0] == 0:
+                                continue
+                            a, link = labels[i - 1], ax[p]
+                        elif axis == 1:
+                            if cy + low[1] == 0:
+                                continue
+                            a, link = labels[i - nx], ay[p]
+                        else:
+                            if cz + low[2] == 0:
+                                continue
+                            a, link = labels[i - ny], az[p]
+                        if a == b or a == 0:
+                            continue
+                        u, v = (a, b) if a < b else (b, a)
+                        e = last[axis]
+                        if e < 0 or us[e] != u or vs[e] != v:
+                            at = _slot(slots, us, vs, u, v, np.uint64(slots.size - 1))
+                            e = slots[at]
+                            if e < 0:
+                                if n == us.size:
+                                    us, vs = np.append(us, us), np.append(vs, vs)
+                                    total, count = np.append(total, total), np.append(count, count)
+                                    slots = np.full(2 * us.size, -1, np.int64)
+                                    for k in range(n):
+                                        slots[_slot(slots, us, vs, us[k], vs[k], np.uint64(slots.size - 1))] = k
+                                    at = _slot(slots, us, vs, u, v, np.uint64(slots.size - 1))
+                                e = n
+                                slots[at] = e
+                                us[e], vs[e], total[e], count[e] = u, v, 0, 0
+                                n += 1
+                            last[axis] = e
+                        total[e] += link
+                        count[e] += 1
+                i += 1
+                p += 1
+    return us[:n], vs[:n], total[:n], count[:n]
