@@ -7,7 +7,7 @@ Requests and answers are JSON::
 
     {"envelope": "<json>", "attempt": 2}   ->  {"ok": true, "ran": true, "receipt": "<json>"}
     {"foreign": {"class": ...}}            ->  {"ok": true, "ran": true, "receipt": null}
-    a failure                              ->  {"ok": false, "hopeless": false, "error": "..", "traceback": ".."}
+    a failure                              ->  {"ok": false, "hopeless": false, "error": ..., "traceback": ...}
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class WorkerEvent:
     ----------
     name
         ``started``; ``done``; ``skipped`` (it had its receipt); ``failed`` (it will be tried again); ``dead``
-        (it will not); ``returned`` (handed back because the worker was told to stop); ``lost`` (another worker has it now).
+        (it will not); ``returned`` (handed back because the worker was told to stop); ``lost`` (another
+        worker has it now).
     task_id, kind, step
         Which task; an igneous task has the queue's id and the step ``igneous``; all empty if the message
         is malformed.
@@ -247,8 +248,8 @@ class Slot(threading.Thread):
                 self._kill_child()
                 return _Outcome(
                     "failed",
-                    error=f"timeout: it ran longer than max_task_seconds = {options.max_task_seconds:g} and was killed; "
-                    "raise the limit or make the blocks smaller",
+                    error=f"timeout: it ran longer than max_task_seconds = {options.max_task_seconds:g} "
+                    "and was killed; raise the limit or make the blocks smaller",
                 )
             if now >= next_look and options.max_memory_bytes:
                 used = child.memory_bytes()
@@ -257,8 +258,8 @@ class Slot(threading.Thread):
                     return _Outcome(
                         "failed",
                         error=f"out of memory: it used {used / 2**20:.0f} MiB, more than max_memory_bytes = "
-                        f"{options.max_memory_bytes / 2**20:.0f} MiB, and was killed; raise the limit, run fewer "
-                        "processes, or make the blocks smaller",
+                        f"{options.max_memory_bytes / 2**20:.0f} MiB, and was killed; raise the limit, "
+                        "run fewer processes, or make the blocks smaller",
                     )
                 next_look = now + MEMORY_POLL_SECONDS
             if now >= next_renewal:

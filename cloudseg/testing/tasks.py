@@ -48,7 +48,7 @@ class FailTask(Task):
     n_times: int = 1_000_000
     how: Literal["error", "spec", "kill", "exit"] = "error"
 
-    def run(self, ctx: Context) -> None:
+    def run(self, ctx: Context) -> None:  # noqa: ARG002 - the contract of Task
         """Fail in the way that ``how`` says."""
         note = Path(self.folder, self.name)
         with note.open("ab") as file:
@@ -63,6 +63,18 @@ class FailTask(Task):
         if self.how == "spec":
             raise SpecError(f"task {self.name} asks for the impossible")
         raise RuntimeError(f"task {self.name} fails on purpose")
+
+
+class ThreadsTask(Task):
+    """Count the threads that numerical libraries may use."""
+
+    kind: Literal["test_threads/1"] = "test_threads/1"
+
+    def run(self, ctx: Context) -> None:
+        """Ask the environment and, as an example of a library, numba."""
+        import numba
+
+        ctx.count(omp=int(os.environ["OMP_NUM_THREADS"]), numba=numba.get_num_threads())
 
 
 class HogTask(Task):
@@ -82,5 +94,5 @@ class HogTask(Task):
 
 EXTRA_KINDS = ",".join(
     f"{cls.model_fields['kind'].default}=cloudseg.testing.tasks:{cls.__name__}"
-    for cls in (NoteTask, FailTask, HogTask)
+    for cls in (NoteTask, FailTask, ThreadsTask, HogTask)
 )

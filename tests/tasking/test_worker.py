@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cloudseg.errors import SpecError, TaskFailedError
+from cloudseg.tasking.envelope import Envelope
+from cloudseg.tasking.file_queue import FileQueue
+from cloudseg.tasking.process import explain_exit
+from cloudseg.tasking.queue import QueueCounts
+from cloudseg.tasking.receipts import Receipts
+from cloudseg.tasking.worker import WorkerEvent, WorkerOptions, WorkerReport, work
+from cloudseg.testing.tasks import FailTask, HogTask, NoteTask, ThreadsTask
+
+Wrap = Callable[..., Envelope]
+
+DRAIN = WorkerOptions(until_empty=True, backoff_s=0, threads_per_process=1)
+EMPTY = QueueCounts(ready=0, leased=0, dead=0)
+
+
+def _put(queue: FileQueue, name: str, message: object) -> None:
+    text = message if isinstance(message, str) else json.dumps(message)
+    Path(queue.uri.removeprefix("fq://"), "queue", f"0--{name}.json").write_text(text)
+
+
+def test_one_failing_task_of_twenty_is_dead_with_its_traceback_and_the_others_are_done(
+    queue: FileQueue, folder: Path, wrap: Wrap, receipts: Receipts
+):
+    tasks = [NoteTask(folder=str(folder), name=str(i)) for i in range(19)]
+    bad = wrap(FailTask(folder=str(folder), name="bad"))
+    queue.insert([*map(wrap, tasks), bad])
+    events: list[WorkerEvent] = []
+    report = work(queue.uri, DRAIN.model_copy(update={"n_processes": 2}), on_event=events.append)
+    assert report == WorkerReport(n_done=19, n_failed=2, n_dead=1)
+    assert report.exit_code == 1
+    assert receipts.done() == {task.id for task in tasks}
+    assert [(folder / str(i)).read_bytes() for i in range(19)] == [b"<>"] * 19
+    (letter,) = receipts.dead()
+    assert (letter.task_id, letter.attempts, letter.envelope) == (bad.task_id, 3, bad)
+    assert letter.reason == "RuntimeError: task bad fails on purpose"
+    assert 'raise RuntimeError(f"task {self.name} fails on purpose")' in letter.traceback
+    assert [text.splitlines()[0] for text in receipts.errors(bad.task_id).values()] == [
+        "Traceback (most recent call last):"
+    ] * 3
+    assert queue.counts() == QueueCounts(ready=0, leased=0, dead=1)
+    assert [e.name for e in events if e.task_id == bad.task_id] == [
+        *("started", "failed"),
+        *("started", "failed"),
+        *("started", "dead"),
+    ]
+    done = [e for e in events if e.name == "done"]
+    assert {e.task_id for e in done} == {e.receipt.task_id for e in done if e.receipt} == receipts.done()
+
+
+def test_a_task_five_times_longer_than_its_lease_runs_once_even_if_it_never_lets_go_of_the_interpreter(
+    queue: FileQueue, folder: Path, wrap: Wrap
+):
+    queue.insert([wrap(NoteTask(folder=str(folder), name="long", seconds=5, hold_gil=True))])
+    options = DRAIN.model_copy(update={"lease_seconds": 1, "n_processes": 2})
+    assert work(queue.uri, options) == WorkerReport(n_done=1)
+    assert (folder / "long").read_bytes() == b"<>"
+
+
+def test_poisoned_messages_go_to_the_dead_letters_with_the_reason_and_are_never_run(
+    queue: FileQueue, folder: Path, wrap: Wrap, root: str, receipts: Receipts
+):
+    marker = folder / "executed"
+    _put(queue, "a", "")
+    _put(queue, "b", '{"payload": [["cloudseg_tasks.wire", "execute"], ["{"')
+    _put(queue, "c", {"payload": [["os", "system"], [f"touch {marker}"], {}, -1]})
+    _put(queue, "d", {"payload": {"class": "PrintTask", "txt": "hello"}})
+    _put(queue, "e", {"payload": {"class": "os.system", "command": f"touch {marker}"}})
+    unknown = Envelope(root=root, step="stage.step", task={"kind": "nonsense/9"})
+    invalid = Envelope(root=root, step="stage.step", task={"kind": "test_note/1", "folder": str(folder)})
+    hopeless = wrap(FailTask(folder=str(folder), name="spec", how="spec"))
+    queue.insert([unknown, invalid, hopeless, wrap(NoteTask(folder=str(folder), name="good"))])
+    report = work(queue.uri, DRAIN)
+    assert (report.n_done, report.n_dead) == (1, 8)
+    assert not marker.exists()
+    assert (folder / "spec").read_bytes() == b"x"  # a wrong request is not tried again
+    reasons = {letter.id: letter.reason for letter in queue.dead()}
+    assert len(reasons) == 8
+    assert "must be JSON, got nothing" in reasons["a"]
+    assert "must be JSON" in reasons["b"]
+    assert "calls 'os.system', but workers only run" in reasons["c"]
+    assert "PrintTask" in reasons["d"]
+    assert "os.system" in reasons["e"]
+    letters = {letter.task_id: letter.reason for letter in receipts.dead()}
+    assert "unknown task kind 'nonsense/9'; this worker has:" in letters[unknown.task_id]
+    assert "missing key 'name'" in letters[invalid.task_id]
+    assert "asks for the impossible" in letters[hopeless.task_id]
+
+
+def test_a_duplicate_delivery_is_not_run_again(queue: FileQueue, folder: Path, wrap: Wrap):
+    envelope = wrap(NoteTask(folder=str(folder), name="n"))
+    queue.insert([envelope, envelope, envelope])
+    assert work(queue.uri, DRAIN) == WorkerReport(n_done=3, n_skipped=2)
+    assert (folder / "n").read_bytes() == b"<>"
+    assert queue.counts() == EMPTY
+
+
+def test_a_process_that_eats_too_much_memory_is_killed_and_named_and_the_worker_goes_on(
+    queue: FileQueue, folder: Path, wrap: Wrap, receipts: Receipts
+):
+    hog = wrap(HogTask(bytes=2**32), max_attempts=1)
+    queue.insert([hog])
+    limit = 400 * 2**20
+    assert work(queue.uri, DRAIN.model_copy(update={"max_memory_bytes": limit})) == WorkerReport(n_dead=1)
+    (letter,) = receipts.dead()
+    assert letter.task_id == hog.task_id
+    assert "out of memory: it used" in letter.reason
+    assert "more than max_memory_bytes = 400 MiB" in letter.reason
+    assert list(receipts.errors(hog.task_id)) == [1]
+
+
+def test_a_task_that_runs_too_long_is_killed_and_the_next_one_gets_a_new_process(
+    queue: FileQueue, folder: Path, wrap: Wrap, receipts: Receipts
+):
+    slow = wrap(NoteTask(folder=str(folder), name="slow", seconds=60), max_attempts=1)
+    queue.insert([slow])
+    options = DRAIN.model_copy(update={"max_task_seconds": 0.5})
+
+    def then_insert(event: WorkerEvent) -> None:
+        if event.name == "dead":
+            queue.insert([wrap(NoteTask(folder=str(folder), name="next"))])
+
+    assert work(queue.uri, options, on_event=then_insert) == WorkerReport(n_done=1, n_dead=1)
+    (letter,) = receipts.dead()
+    assert "timeout: it ran longer than max_task_seconds = 0.5 and was killed" in letter.reason
+    assert (folder / "slow").read_bytes() == b"<"
+    assert (folder / "next").read_bytes() == b"<>"
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("kill", "the process that ran it ended: it was killed (SIGKILL) from outside"),
+        ("exit", "SystemExit: 3"),
+    ],
+)
+def test_a_task_whose_process_dies_is_tried_again(
+    queue: FileQueue, folder: Path, wrap: Wrap, receipts: Receipts, how: str, reason: str
+):
+    envelope = wrap(FailTask(folder=str(folder), name="n", n_times=1, how=how))
+    queue.insert([envelope])
+    events: list[WorkerEvent] = []
+    assert work(queue.uri, DRAIN, on_event=events.append) == WorkerReport(n_done=1, n_failed=1)
+    receipt = receipts.get(envelope.task_id)
+    assert receipt is not None
+    assert receipt.attempt == 2
+    assert reason in next(e.message for e in events if e.name == "failed")
+    assert reason in receipts.errors(envelope.task_id)[1]
+
+
+def test_a_failed_task_waits_longer_after_each_attempt(queue: FileQueue, folder: Path, wrap: Wrap):
+    queue.insert([wrap(FailTask(folder=str(folder), name="n", n_times=2))])
+    starts = []
+
+    def note(event: WorkerEvent) -> None:
+        if event.name == "started":
+            starts.append(time.monotonic())
+
+    assert work(queue.uri, DRAIN.model_copy(update={"backoff_s": 1.0}), on_event=note).n_done == 1
+    first, second = starts[1] - starts[0], starts[2] - starts[1]
+    assert first >= 1
+    assert second >= 2
+
+
+def test_a_task_that_takes_its_whole_worker_down_each_time_is_dead_after_its_attempts(
+    queue: FileQueue, folder: Path, wrap: Wrap, receipts: Receipts
+):
+    queue.insert([wrap(NoteTask(folder=str(folder), name="n"), max_attempts=2)])
+    for _ in range(2):  # as if the machine had gone away with the lease
+        lease = queue.lease(60)
+        assert lease is not None
+        queue.release(lease)
+    assert work(queue.uri, DRAIN) == WorkerReport(n_dead=1)
+    assert not (folder / "n").exists()
+    (letter,) = receipts.dead()
+    assert letter.reason == "it was started 2 times and its worker vanished each time"
+    assert queue.redrive() == 1
+    assert work(queue.uri, DRAIN) == WorkerReport(n_done=1)
+    assert list(receipts.dead()) == []
+
+
+def test_a_worker_whose_message_is_taken_stops_the_task_and_leaves_the_message_alone(
+    queue: FileQueue, folder: Path, wrap: Wrap, receipts: Receipts
+):
+    queue.insert([wrap(NoteTask(folder=str(folder), name="n", seconds=60))])
+
+    def take(event: WorkerEvent) -> None:
+        if event.name == "started":
+            threading.Timer(0.5, FileQueue(queue.uri).purge).start()
+
+    started = time.monotonic()
+    assert work(queue.uri, DRAIN.model_copy(update={"lease_seconds": 1}), on_event=take) == WorkerReport(
+        n_lost=1
+    )
+    assert time.monotonic() - started < 30
+    assert (folder / "n").read_bytes() == b"<"
+    assert receipts.done() == set()
+    assert queue.counts() == EMPTY
+
+
+def test_an_error_of_the_caller_stops_the_worker_and_hands_the_task_back(
+    queue: FileQueue, folder: Path, wrap: Wrap
+):
+    queue.insert([wrap(NoteTask(folder=str(folder), name="n"))])
+
+    def fail(event: WorkerEvent) -> None:
+        raise ZeroDivisionError(f"while told that a task {event.name}")
+
+    with pytest.raises(ZeroDivisionError, match="while told that a task started"):
+        work(queue.uri, DRAIN, on_event=fail)
+    assert queue.counts() == QueueCounts(ready=1, leased=0, dead=0)
+
+
+def test_a_worker_in_a_thread_stops_when_told_and_hands_its_task_back(
+    queue: FileQueue, folder: Path, wrap: Wrap
+):
+    queue.insert([wrap(NoteTask(folder=str(folder), name="n", seconds=60))])
+    stop, reports = threading.Event(), []
+    started = threading.Event()
+
+    def note(event: WorkerEvent) -> None:
+        if event.name == "started":
+            started.set()
+
+    thread = threading.Thread(target=lambda: reports.append(work(queue.uri, on_event=note, stop=stop)))
+    thread.start()
+    assert started.wait(60)
+    stop.set()
+    thread.join(20)
+    assert reports == [WorkerReport(n_returned=1)]
+    assert queue.counts() == QueueCounts(ready=1, leased=0, dead=0)
+
+
+def test_a_child_uses_no_more_threads_than_it_may(queue: FileQueue, wrap: Wrap, receipts: Receipts):
+    envelope = wrap(ThreadsTask())
+    queue.insert([envelope])
+    work(queue.uri, DRAIN)
+    receipt = receipts.get(envelope.task_id)
+    assert receipt is not None
+    assert receipt.counters == {"omp": 1, "numba": 1}
+
+
+def test_a_child_that_cannot_start_costs_no_task_an_attempt(
+    queue: FileQueue, folder: Path, wrap: Wrap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    broken = tmp_path / "broken" / "cloudseg"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('broken on purpose')")
+    monkeypatch.setenv("PYTHONPATH", str(broken.parent))
+    queue.insert([wrap(NoteTask(folder=str(folder), name="n"))])
+    with pytest.raises(TaskFailedError, match="did not start: it left with exit code 1"):
+        work(queue.uri, DRAIN)
+    lease = queue.lease(60)
+    assert lease is not None
+    assert lease.attempt == 1
+
+
+def test_a_worker_refuses_an_address_that_is_no_queue():
+    with pytest.raises(SpecError, match="is not the address of a queue"):
+        work("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0, "exit code 0"),
+        (-9, "killed (SIGKILL) from outside, most often"),
+        (-11, "ended by SIGSEGV"),
+        (-250, "250"),
+    ],
+)
+def test_the_end_of_a_process_is_explained_in_words(code: int, words: str):
+    assert words in explain_exit(code)
