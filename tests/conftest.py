@@ -12,8 +12,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # The gate must say the same thing twice, so it tries the same examples; `search` tries new ones.
 # Deadlines measure the machine, not the code; compiled kernels make the first example slow.
-settings.register_profile("gate", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("search", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "gate", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "search", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 

@@ -24,7 +24,9 @@ def test_the_tree_is_not_empty():
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("clone", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy], ids="pcd")
+@pytest.mark.parametrize(
+    "clone", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy], ids="pcd"
+)
 def test_an_error_survives_the_journey(cls, clone):
     error = cls("the box 0,0,0:1,1,1 does not fit; make it larger")
     error.add_note("while reading a chunk")
@@ -55,7 +57,11 @@ def test_the_class_says_who_must_act():
 def test_the_drawing_at_the_top_names_every_class_with_its_builtin_parent():
     drawing = errors.__doc__ or ""
     for cls in CLASSES:
-        assert f" {cls.__name__}" in drawing, f"{cls.__name__} is missing from the tree at the top of errors.py"
-        builtin = [base.__name__ for base in cls.__bases__ if base.__module__ == "builtins" and base is not Exception]
+        assert f" {cls.__name__}" in drawing, (
+            f"{cls.__name__} is missing from the tree at the top of errors.py"
+        )
+        builtin = [
+            base.__name__ for base in cls.__bases__ if base.__module__ == "builtins" and base is not Exception
+        ]
         for name in builtin:
             assert f"{cls.__name__} ({name})" in drawing

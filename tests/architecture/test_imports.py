@@ -117,7 +117,9 @@ def test_the_reading_leg_imports_without_torch_queue_or_igneous():
 
 
 def test_promised_names_need_no_heavy_package():
-    result = run_without_heavy_modules("import cloudseg\nfor name in cloudseg.__all__: getattr(cloudseg, name)")
+    result = run_without_heavy_modules(
+        "import cloudseg\nfor name in cloudseg.__all__: getattr(cloudseg, name)"
+    )
     assert result.returncode == 0, result.stderr
 
 
