@@ -1,0 +1,1 @@
+"""Which stages in which order, at what cost: planned, carried out, followed and verified."""

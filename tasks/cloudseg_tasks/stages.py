@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import os
 
 from cloudseg.errors import SpecError
 from cloudseg.tasking.steps import Stage
@@ -18,11 +20,36 @@ STAGES: dict[str, str] = {
 }
 
 
+def stage_kinds() -> dict[str, str]:
+    """Return every stage kind and the address of its class.
+
+    ``CLOUDSEG_EXTRA_STAGES="kind=module:Class,..."`` adds kinds of another package; the tests use it for toy stages.
+
+    Raises
+    ------
+    SpecError
+        If the variable is malformed, or redefines a kind of ours.
+    """
+    kinds = dict(STAGES)
+    for entry in filter(None, os.environ.get("CLOUDSEG_EXTRA_STAGES", "").split(",")):
+        kind, equals, address = entry.strip().partition("=")
+        if not equals or ":" not in address or kind in STAGES:
+            raise SpecError(
+                f"CLOUDSEG_EXTRA_STAGES must list new kinds as kind=module:Class,... and cannot replace "
+                f"{', '.join(STAGES)}; got {entry!r}"
+            )
+        kinds[kind] = address
+    return kinds
+
+
 def stage_class(kind: str) -> type[Stage]:
     """Return the class of the stage ``kind``, or say which kinds there are."""
+    kinds = stage_kinds()
     try:
-        module, _, name = STAGES[kind].partition(":")
+        module, _, name = kinds[kind].partition(":")
     except KeyError as error:
-        raise SpecError(f"unknown stage kind {kind!r}; there are: {', '.join(STAGES)}") from error
+        close = difflib.get_close_matches(kind, kinds, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise SpecError(f"unknown stage kind {kind!r}{hint}; there are: {', '.join(kinds)}") from error
     cls: type[Stage] = getattr(importlib.import_module(module), name)
     return cls
