@@ -62,9 +62,10 @@ def test_the_wheel_alone_imports(wheel, tmp_path):
         archive.extractall(tmp_path)
     code = (
         "import sys\n"
-        f"sys.path = [{str(tmp_path)!r}] + [p for p in sys.path if not p.startswith({str(REPOSITORY)!r}) or 'site-packages' in p]\n"
+        f"home, here = {str(REPOSITORY)!r}, {str(tmp_path)!r}\n"
+        "sys.path = [here] + [p for p in sys.path if not p.startswith(home) or 'site-packages' in p]\n"
         "import cloudseg, cloudseg_tasks, cloudseg_viewer, cloudseg.cli.main\n"
-        f"assert all(m.__file__.startswith({str(tmp_path)!r}) for m in (cloudseg, cloudseg_tasks, cloudseg_viewer))\n"
+        "assert all(m.__file__.startswith(here) for m in (cloudseg, cloudseg_tasks, cloudseg_viewer))\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
