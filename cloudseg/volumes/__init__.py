@@ -36,7 +36,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "set_threads":  # its module imports tensorstore, which takes 0.1 s
-        from cloudseg.volumes.kvstore import set_threads  # noqa: PLC0415
+        from cloudseg.volumes.kvstore import set_threads
 
         return set_threads
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+
 import numpy as np
 
 from cloudseg.errors import AlignmentError, BoxOutOfBoundsError, MissingChunkError, SpecError

@@ -31,7 +31,9 @@ ABSENT = b"\x02"
 """The version of an object that does not exist: tensorstore's ``StorageGeneration::NoValue``."""
 
 _CODE = re.compile(r"^([A-Z_]{4,}): ")
-_DEBRIS = re.compile(r" \[(tensorstore_spec|source locations|domain|shape)=.*", re.DOTALL)
+# What tensorstore appends for its own developers: [tensorstore_spec='...'] [http_response_code='403'] ...
+_NOTES = re.compile(r" \[\w+='.*", re.DOTALL)
+_HTTP_STATUS = re.compile(r"\[http_response_code='(\d+)'\]")
 _TRANSIENT = {"UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED"}
 _CORRUPT = {"FAILED_PRECONDITION", "DATA_LOSS", "INVALID_ARGUMENT", "OUT_OF_RANGE"}
 _REFUSED = {"PERMISSION_DENIED", "UNAUTHENTICATED"}
@@ -116,6 +118,9 @@ def kvstore_spec(address: Address) -> dict[str, Any]:
                 spec["aws_region"] = region
             if os.environ.get("CLOUDSEG_S3_ANONYMOUS"):
                 spec["aws_credentials"] = {"type": "anonymous"}
+            elif os.environ.get("AWS_ACCESS_KEY_ID"):
+                # The default chain would look for files in the home folder first, and complain aloud.
+                spec["aws_credentials"] = {"type": "environment"}
             return spec
         case "http" | "https":
             query = f"?{address.query}" if address.query else ""
@@ -150,17 +155,20 @@ def translated(uri: str, doing: str) -> Iterator[None]:
 
 
 def _raise(error: Exception, uri: str, doing: str) -> Never:
-    text = _DEBRIS.sub("", str(error))
+    text = _NOTES.sub("", str(error))
+    status = _HTTP_STATUS.search(str(error))
+    refused = status is not None and status[1] in ("401", "403")
     found = _CODE.match(text)
     code = found[1] if found else ""
     detail = text[found.end() :] if found else text
     if "No space left" in detail or "Disk quota exceeded" in detail:
         raise StorageError(f"no space left while trying to {doing} {uri}: free some and start again ({detail})") from error
-    if "os_error_code='30'" in detail or "Read-only file system" in detail:
+    if "Read-only file system" in detail:
         raise StorageError(f"cannot {doing} {uri}: its file system is read-only ({detail})") from error
     if code == "NOT_FOUND":
-        raise NotFoundError(f"cannot {doing} {uri}: {detail}") from error
-    if code in _REFUSED or "HTTP response code: 403" in detail or "HTTP response code: 401" in detail:
+        hint = "; does the bucket exist?" if doing in ("write", "list") else ""
+        raise NotFoundError(f"cannot {doing} {uri}: {detail}{hint}") from error
+    if code in _REFUSED or refused:
         raise StorageError(
             f"{uri} refused to let us {doing}: {detail}; check that this account may do so, and that the name is right"
         ) from error

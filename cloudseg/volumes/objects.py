@@ -78,7 +78,7 @@ def open_objects(uri: str | os.PathLike[str]) -> VersionedObjects:
     """
     address = Address.parse(uri)
     if address.scheme == "memory":
-        from cloudseg.volumes.memory import MemoryObjects  # noqa: PLC0415  (memory builds on this module)
+        from cloudseg.volumes.memory import MemoryObjects
 
         return MemoryObjects(address.uri)
     return KvObjects(address)
@@ -105,7 +105,7 @@ class KvObjects:
 
     def get_versioned(self, key: str) -> tuple[bytes | None, bytes]:
         """Return an object (None if there is none) and its version."""
-        from cloudseg.volumes.kvstore import translated  # noqa: PLC0415  (tensorstore takes 0.1 s to import)
+        from cloudseg.volumes.kvstore import translated
 
         check_key(key, uri=self.uri)
         with translated(f"{self.uri}/{key}", "read"):
@@ -118,7 +118,7 @@ class KvObjects:
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Store an object unless one exists; True for the one caller who stored it."""
-        from cloudseg.volumes.kvstore import ABSENT  # noqa: PLC0415
+        from cloudseg.volumes.kvstore import ABSENT
 
         return self._write(key, data, ABSENT)
 
@@ -132,9 +132,9 @@ class KvObjects:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys that begin with ``prefix``, sorted."""
-        import tensorstore as ts  # noqa: PLC0415
+        import tensorstore as ts
 
-        from cloudseg.volumes.kvstore import translated  # noqa: PLC0415
+        from cloudseg.volumes.kvstore import translated
 
         if self._address.is_read_only:
             raise SpecError(f"a web server cannot list what it has: {self.uri}; name the objects, or use the bucket's URI")
@@ -151,13 +151,13 @@ class KvObjects:
     @property
     def _store(self) -> ts.KvStore:
         if self._opened is None:
-            from cloudseg.volumes.kvstore import open_kvstore  # noqa: PLC0415
+            from cloudseg.volumes.kvstore import open_kvstore
 
             self._opened = open_kvstore(self._address)
         return self._opened
 
     def _write(self, key: str, data: bytes | None, version: bytes | None) -> bool:
-        from cloudseg.volumes.kvstore import translated  # noqa: PLC0415
+        from cloudseg.volumes.kvstore import translated
 
         check_key(key, uri=self.uri)
         if self._address.is_read_only:

@@ -38,7 +38,7 @@ def open_volume(uri: str | os.PathLike[str], *, mip: int = 0) -> Volume:
         raise SpecError(f"{address.uri} has no scale {mip}: it has {len(infos)}, numbered from 0 (the finest)")
     if address.scheme == "memory":
         return memory_volume(address.uri, infos[mip], mip=mip)
-    from cloudseg.volumes.precomputed import PrecomputedVolume  # noqa: PLC0415  (tensorstore takes 0.1 s to import)
+    from cloudseg.volumes.precomputed import PrecomputedVolume
 
     return PrecomputedVolume(address, infos[mip], document=document, mip=mip)
 
@@ -70,7 +70,7 @@ def create_volume(uri: str | os.PathLike[str], info: VolumeInfo, *, mip: int = 0
     if address.is_read_only:
         raise SpecError(f"{address.uri} is a web address, which is read-only; write to file://, gs:// or s3:// instead")
     if address.scheme != "memory":
-        from cloudseg.volumes.precomputed import check_storable  # noqa: PLC0415
+        from cloudseg.volumes.precomputed import check_storable
 
         check_storable(info, uri=address.uri)
     change_info(address.uri, lambda document: add_scale(document, info, mip=mip, uri=address.uri))

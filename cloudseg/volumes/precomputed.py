@@ -109,12 +109,13 @@ class PrecomputedVolume:
                 f"cannot write box {box} of {self.uri}: compressed files of these chunks lie there already (e.g. "
                 f"{next(iter(twins.values()))}) and would become stale twins; remove them, or choose another address"
             )
-        # tensorstore takes Fortran-ordered arrays without a copy of its own; this one is free if the data are such.
+        # Fortran order is what tensorstore writes fastest; this is no copy if the data have it. Never let it keep a
+        # reference to them (can_reference_source_data_indefinitely): its cache would change with the caller's array.
         planar = np.asfortranarray(to_planar(data, self._info))
         with translated(self.uri, "write"):
             if self._info.sharding is None:
                 array = self._array("error")
-                array[_index(box)].write(planar, can_reference_source_data_indefinitely=True).result()
+                array[_index(box)].write(planar).result()
                 return
             folder = open_kvstore(self._address)
             for cell in shards_of(box, self._info):

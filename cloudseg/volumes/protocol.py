@@ -95,7 +95,7 @@ class VolumeInfo(FrozenModel):
     @property
     def write_grid(self) -> XYZ:
         """The grid writes must respect: whole chunks, or whole shards (see :func:`shard_shape`)."""
-        from cloudseg.volumes.sharding import shard_shape  # noqa: PLC0415  (sharding reads this class)
+        from cloudseg.volumes.sharding import shard_shape
 
         return self.chunk_shape if self.sharding is None else shard_shape(self)
 
