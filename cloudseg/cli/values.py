@@ -1,0 +1,59 @@
+"""Numbers on the command line: ``8,8,8``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+from cloudseg.errors import SpecError
+from cloudseg.geometry import XYZ
+
+
+def positive_numbers(text: str | None, *, option: str) -> tuple[float, float, float] | None:
+    """Read ``X,Y,Z`` with numbers above 0; None stays None.
+
+    Raises
+    ------
+    SpecError
+        If it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise SpecError(f"{option} is written X,Y,Z with three numbers, e.g. 8,8,8; got {text!r}") from error
+    if not all(0 < value < float("inf") for value in (x, y, z)):
+        raise SpecError(f"{option} must be above 0 on every axis, got {text!r}")
+    return (x, y, z)
+
+
+def whole_numbers(text: str | None, *, option: str) -> XYZ | None:
+    """Read ``X,Y,Z`` with whole numbers; None stays None.
+
+    Raises
+    ------
+    SpecError
+        If it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        x, y, z = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise SpecError(
+            f"{option} is written X,Y,Z with three whole numbers, e.g. 64,64,64; got {text!r}"
+        ) from error
+    return (x, y, z)
+
+
+def numbers(values: Iterable[float]) -> str:
+    """Write numbers the way options read them."""
+    return ",".join(str(value) if isinstance(value, int) else f"{value:g}" for value in values)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Tell the user, beside the output, how something was understood."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
