@@ -1,0 +1,100 @@
+"""The Neuroglancer client out of the ``neuroglancer`` package, with the endpoints it expects of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+
+from cloudseg.errors import MissingExtraError
+
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "application/javascript; charset=utf-8",
+    ".map": "application/json",
+    ".wasm": "application/wasm",
+}
+_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+
+# Proxies and browsers drop a silent stream after half a minute or more.
+_KEEP_ALIVE_S = 15.0
+# How soon a closed tab, or the server's end, is noticed.
+_POLL_S = 0.5
+
+
+def client_folder() -> Path:
+    """Return the folder of the bundled client's files.
+
+    The package is found without importing it: importing starts a web framework that we do not use, and costs
+    half a second.
+
+    Raises
+    ------
+    MissingExtraError
+        If the package, or its client, is not installed.
+    """
+    spec = find_spec("neuroglancer")
+    if spec is None or spec.origin is None:
+        raise MissingExtraError("'neuroglancer' is not installed; install it with: pip install neuroglancer")
+    folder = Path(spec.origin).parent / "static" / "client"
+    if not (folder / "index.html").is_file():
+        raise MissingExtraError(
+            f"the installed 'neuroglancer' has no client in {folder}; "
+            "install a release from PyPI: pip install --force-reinstall neuroglancer"
+        )
+    return folder
+
+
+def client_router(folder: Path | None = None) -> APIRouter:
+    """Return the routes of the client: ``/v/<token>/`` and its stubs.
+
+    The client is built to be driven from Python: without an event stream to listen to, and somewhere to put its
+    state, it shows "Disconnected from Python server" for ever. Ours keeps its state in the link alone, so the
+    stream says nothing and what is put is forgotten.
+    """
+    files = client_folder() if folder is None else folder
+    router = APIRouter(include_in_schema=False)
+
+    @router.api_route("/v/{token}/{name:path}", methods=["GET", "HEAD"])
+    def static(token: str, name: str) -> FileResponse:
+        name = name or "index.html"
+        path = files / name
+        if not _FILE.match(name) or not path.is_file():
+            raise HTTPException(404, f"the client has no file {name!r}")
+        # File names carry a digest of their content; only the page itself can change under its name.
+        caching = "no-cache" if name == "index.html" else "public, max-age=31536000, immutable"
+        kind = _TYPES.get(path.suffix, "application/octet-stream")
+        return FileResponse(path, media_type=kind, headers={"Cache-Control": caching})
+
+    @router.get("/events/{token}")
+    async def events(token: str, request: Request) -> StreamingResponse:
+        return StreamingResponse(
+            _silence(request), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+
+    @router.post("/state/{token}")
+    async def set_state(token: str) -> JSONResponse:
+        return JSONResponse({"g": "link/0"})
+
+    @router.post("/action/{token}")
+    async def action(token: str) -> Response:
+        return Response(status_code=204)
+
+    return router
+
+
+async def _silence(request: Request) -> AsyncIterator[bytes]:
+    yield b": ok\n\n"
+    waited_s = 0.0
+    while not await request.is_disconnected():
+        await asyncio.sleep(_POLL_S)
+        waited_s += _POLL_S
+        if waited_s >= _KEEP_ALIVE_S:
+            waited_s = 0.0
+            yield b": still here\n\n"
