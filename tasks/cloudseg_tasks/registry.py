@@ -12,14 +12,16 @@ from cloudseg.tasking.task import Task
 KINDS: dict[str, str] = {
     "affinities/1": "cloudseg_tasks.affinities:AffinitiesTask",
     "supervoxels/1": "cloudseg_tasks.supervoxels:SupervoxelsTask",
-    "faces/1": "cloudseg_tasks.faces:FacesTask",
-    "reduce/1": "cloudseg_tasks.reduce:ReduceTask",
-    "region_graph/1": "cloudseg_tasks.region_graph:RegionGraphTask",
+    "supervoxel_faces/1": "cloudseg_tasks.supervoxels:SupervoxelFacesTask",
+    "supervoxel_names/1": "cloudseg_tasks.supervoxels:SupervoxelNamesTask",
+    "supervoxel_rename/1": "cloudseg_tasks.supervoxels:SupervoxelRenameTask",
+    "region_graph/1": "cloudseg_tasks.agglomerate:RegionGraphTask",
     "agglomerate/1": "cloudseg_tasks.agglomerate:AgglomerateTask",
-    "resolve/1": "cloudseg_tasks.resolve:ResolveTask",
-    "relabel/1": "cloudseg_tasks.relabel:RelabelTask",
+    "resolve/1": "cloudseg_tasks.agglomerate:ResolveTask",
+    "relabel/1": "cloudseg_tasks.agglomerate:RelabelTask",
     "statistics/1": "cloudseg_tasks.statistics:StatisticsTask",
     "statistics_merge/1": "cloudseg_tasks.statistics:MergeStatisticsTask",
+    "segment_properties/1": "cloudseg_tasks.statistics:SegmentPropertiesTask",
     "igneous/1": "cloudseg_tasks.igneous:IgneousTask",
 }
 

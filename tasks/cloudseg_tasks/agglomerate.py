@@ -1,0 +1,440 @@
+"""Agglomeration: region graphs of blocks, an octree of decisions, final names.
+
+Steps, each exact for any tiling (see :mod:`cloudseg.ops.agglomerate`):
+
+1. ``graph``: the share of the region graph that each block owns;
+2. ``level0`` ... ``levelN``: nodes of the octree merge what they can decide and pass the rest up; the root decides
+   everything and gives small segments away;
+3. ``resolve...``: from the root down, what each node's ids are finally called;
+4. ``relabel``: the layer ``segmentation``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
+
+from cloudseg.errors import SpecError
+from cloudseg.geometry import XYZ, Box, grid_box, grid_shape, tile
+from cloudseg.specs import BoxField, FrozenModel
+from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
+from cloudseg.tasking.task import BlockTask, Context, Task
+from cloudseg.volumes.objects import Objects
+from cloudseg.volumes.protocol import Positive3, VolumeInfo
+from cloudseg.volumes.tables import get_table, put_table
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Index = tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
+_FACES = ("x-", "x+", "y-", "y+", "z-", "z+")
+_GRAPH_COLUMNS = ("u", "v", "total", "count", "key_u", "key_v")
+
+
+class MergeRule(FrozenModel):
+    """When two segments become one; affinities on the uint8 scale, sizes in voxels."""
+
+    threshold: Annotated[float, Field(ge=0, le=255)]
+    guard_affinity: Annotated[float, Field(ge=0, le=255)] = 0.0
+    guard_min_vx: NonNegativeInt = 0
+    guard_sum_vx: NonNegativeInt = 0
+    min_size_vx: NonNegativeInt = 0
+
+
+class Octree(FrozenModel):
+    """The tree of nodes over a grid of blocks.
+
+    Attributes
+    ----------
+    grid
+        Blocks along each axis.
+    leaf
+        Blocks along each axis that one leaf node takes.
+    fanout
+        Nodes along each axis that one parent takes.
+    """
+
+    grid: Positive3
+    leaf: Positive3 = (1, 1, 1)
+    fanout: Annotated[int, Field(ge=2)] = 2
+
+    @property
+    def n_levels(self) -> int:
+        """Levels, leaves and root included."""
+        level = 0
+        while math.prod(self.nodes(level)) > 1:
+            level += 1
+        return level + 1
+
+    def span(self, level: int) -> XYZ:
+        """Return how many blocks a node of ``level`` takes along each axis."""
+        x, y, z = (n * self.fanout**level for n in self.leaf)
+        return (x, y, z)
+
+    def nodes(self, level: int) -> XYZ:
+        """Return how many nodes ``level`` has along each axis."""
+        return grid_shape(Box.of_shape(self.grid), self.span(level))
+
+    def blocks(self, level: int, index: XYZ) -> Box:
+        """Return the blocks under a node, as a box of block indices."""
+        return grid_box(Box.of_shape(self.grid), self.span(level), index)
+
+    def children(self, level: int, index: XYZ) -> list[XYZ]:
+        """Return the nodes of ``level - 1`` under a node."""
+        low = tuple(i * self.fanout for i in index)
+        limit = self.nodes(level - 1)
+        axes = [range(a, min(a + self.fanout, n)) for a, n in zip(low, limit, strict=True)]
+        return [(i, j, k) for i, j, k in itertools.product(*axes)]
+
+    def indices(self, level: int) -> Iterator[XYZ]:
+        """Yield the nodes of a level, x fastest."""
+        x, y, z = self.nodes(level)
+        for k, j, i in itertools.product(range(z), range(y), range(x)):
+            yield (i, j, k)
+
+
+def _name(index: XYZ) -> str:
+    return "_".join(map(str, index))
+
+
+class RegionGraphTask(BlockTask):
+    """Store the share of the region graph that one block owns, its sizes, and the ids on its faces."""
+
+    kind: Literal["region_graph/1"] = "region_graph/1"
+    supervoxels_uri: str
+    affinities_uri: str
+    graph_uri: str
+    block: Index
+    missing: Literal["error", "zero"] = "error"
+
+    def run(self, ctx: Context) -> None:
+        """Read the block (labels one voxel further down), count, store."""
+        from cloudseg.ops.region_graph import face_ids, region_graph, sizes
+
+        source = ctx.open_volume(self.supervoxels_uri)
+        bounds = source.info.bounds
+        with ctx.step("read"):
+            labels = source.read(Box(self.core.grow((1, 1, 1)).start, self.core.stop).intersect(bounds))
+            affinities = ctx.open_volume(self.affinities_uri).read(self.core, missing=self.missing)
+        with ctx.step("compute"):
+            graph = region_graph(labels, affinities, core=self.core, bounds=bounds)
+            faces = face_ids(labels, core=self.core, bounds=bounds)
+            inner = self.core.slices_in(Box(self.core.grow((1, 1, 1)).start, self.core.stop).intersect(bounds))
+            ids, n = sizes(labels[inner])
+        with ctx.step("write"):
+            objects, name = ctx.open_objects(self.graph_uri), _name(self.block)
+            put_table(objects, f"blocks/{name}/edges.parquet", _graph_columns(graph))
+            put_table(objects, f"blocks/{name}/sizes.parquet", {"id": ids, "n": n})
+            put_table(objects, f"blocks/{name}/faces.parquet", _face_columns(faces))
+        ctx.count(voxels=self.core.n_voxels, edges=graph.n_edges, supervoxels=len(ids))
+
+
+class AgglomerateTask(Task):
+    """Decide one node of the octree: merge, pass up, and at the root give small segments away."""
+
+    kind: Literal["agglomerate/1"] = "agglomerate/1"
+    graph_uri: str
+    tree: Octree
+    level: NonNegativeInt
+    node: Index
+    rule: MergeRule
+
+    def run(self, ctx: Context) -> None:
+        """Add up what the children pass, agglomerate, store decisions and the rest."""
+        from cloudseg.ops.agglomerate import Rule, Sizes, absorb_small, agglomerate
+        from cloudseg.ops.region_graph import RegionGraph
+
+        objects = ctx.open_objects(self.graph_uri)
+        edges, small, sizes, face_parts = [], [], [], []
+        with ctx.step("read"):
+            for place, box in self._children():
+                faces = get_table(objects, f"{place}/faces.parquet")
+                face_parts.append(self._outer_faces(faces, box))
+                table = get_table(objects, f"{place}/sizes.parquet")
+                sizes.append(Sizes(table["id"], table["n"]))
+                edges.append(_graph(objects, f"{place}/edges.parquet"))
+                if self.level > 0:
+                    small.append(_graph(objects, f"{place}/small.parquet"))
+        with ctx.step("compute"):
+            faces = {c: np.concatenate([f[c] for f in face_parts]) for c in ("face", "id")}
+            merged = agglomerate(
+                RegionGraph.pooled(edges),
+                frozen=np.unique(faces["id"]),
+                sizes=Sizes.added(sizes),
+                rule=Rule(**self.rule.model_dump()),
+                small=RegionGraph.pooled(small),
+            )
+        with ctx.step("write"):
+            place = f"level{self.level}/{_name(self.node)}"
+            put_table(objects, f"{place}/merged.parquet", {"old": merged.old, "new": merged.new})
+            if self.level + 1 == self.tree.n_levels:
+                absorbed = absorb_small(merged.small, sizes=merged.sizes, min_size_vx=self.rule.min_size_vx)
+                put_table(objects, "absorbed.parquet", {"old": absorbed[0], "new": absorbed[1]})
+                ctx.count(absorbed=len(absorbed[0]))
+            else:
+                pairs = np.unique(np.stack([faces["face"].astype(np.uint64), faces["id"]]), axis=1)
+                put_table(objects, f"{place}/faces.parquet", {"face": pairs[0].astype(np.int8), "id": pairs[1]})
+                put_table(objects, f"{place}/edges.parquet", _graph_columns(merged.residual))
+                put_table(objects, f"{place}/small.parquet", _graph_columns(merged.small))
+                put_table(objects, f"{place}/sizes.parquet", {"id": merged.sizes.ids, "n": merged.sizes.n})
+        ctx.count(edges=sum(e.n_edges for e in edges), merged=len(merged.old), passed_up=merged.residual.n_edges)
+
+    def _children(self) -> Iterator[tuple[str, Box]]:
+        """Yield where each child's tables lie, and the blocks it covers."""
+        if self.level == 0:
+            for block in tile(self.tree.blocks(0, self.node), (1, 1, 1)):
+                yield f"blocks/{_name(block.start)}", block
+        else:
+            for child in self.tree.children(self.level, self.node):
+                yield f"level{self.level - 1}/{_name(child)}", self.tree.blocks(self.level - 1, child)
+
+    def _outer_faces(self, faces: dict[str, npt.NDArray[Any]], child: Box) -> dict[str, npt.NDArray[Any]]:
+        """Keep the rows of a child's faces that are faces of this node too."""
+        own = self.tree.blocks(self.level, self.node)
+        outer = [
+            code
+            for code, name in enumerate(_FACES)
+            if (child.start if name[1] == "-" else child.stop)["xyz".index(name[0])]
+            == (own.start if name[1] == "-" else own.stop)["xyz".index(name[0])]
+        ]
+        keep = np.isin(faces["face"], outer)
+        return {column: values[keep] for column, values in faces.items()}
+
+
+class ResolveTask(Task):
+    """Store what the ids of one node are finally called, given its parent's answer."""
+
+    kind: Literal["resolve/1"] = "resolve/1"
+    graph_uri: str
+    tree: Octree
+    level: NonNegativeInt
+    node: Index
+
+    def run(self, ctx: Context) -> None:
+        """Compose the node's own merges with the names the parent knows for what it was passed."""
+        from cloudseg.ops.remap import compose
+
+        objects = ctx.open_objects(self.graph_uri)
+        place = f"level{self.level}/{_name(self.node)}"
+        merged = get_table(objects, f"{place}/merged.parquet")
+        x, y, z = (i // self.tree.fanout for i in self.node)
+        above = get_table(objects, _answer_key(self.tree, self.level + 1, (x, y, z)))
+        edges = get_table(objects, f"{place}/edges.parquet")
+        passed = np.concatenate([get_table(objects, f"{place}/faces.parquet")["id"], edges["u"], edges["v"]])
+        known = np.isin(above["old"], passed)
+        old, new = compose(merged["old"], merged["new"], above["old"][known], above["new"][known])
+        put_table(objects, f"{place}/resolved.parquet", {"old": old, "new": new})
+        ctx.count(names=len(old))
+
+
+class RelabelTask(BlockTask):
+    """Write the segments of one block."""
+
+    kind: Literal["relabel/1"] = "relabel/1"
+    supervoxels_uri: str
+    segmentation_uri: str
+    graph_uri: str
+    tree: Octree
+    block: Index
+
+    def run(self, ctx: Context) -> None:
+        """Read supervoxels and names, rename, write."""
+        from cloudseg.ops.remap import compose, remap
+
+        objects = ctx.open_objects(self.graph_uri)
+        x, y, z = (i // n for i, n in zip(self.block, self.tree.leaf, strict=True))
+        with ctx.step("read"):
+            labels = ctx.open_volume(self.supervoxels_uri).read(self.core)
+            names = get_table(objects, _answer_key(self.tree, 0, (x, y, z)))
+            absorbed = get_table(objects, "absorbed.parquet")
+        with ctx.step("compute"):
+            segments = remap(labels, *compose(names["old"], names["new"], absorbed["old"], absorbed["new"]))
+        with ctx.step("write"):
+            ctx.open_volume(self.segmentation_uri).write(self.core, segments)
+        ctx.count(voxels=self.core.n_voxels)
+
+
+class AgglomerateStage(Stage):
+    """Mean-affinity agglomeration of supervoxels into the layer ``segmentation``.
+
+    Attributes
+    ----------
+    supervoxels, affinities
+        Names of the input layers.
+    threshold
+        Lowest mean affinity, 0..1, that joins two segments.
+    guard_affinity, guard_min_um3, guard_sum_um3
+        Below this affinity two segments are not joined when the smaller has more than ``guard_min_um3`` and both
+        more than ``guard_sum_um3``. ``guard_affinity`` = 0: no guard.
+    min_size_um3
+        Smaller segments are given to the neighbour they are best connected to.
+    hierarchy
+        ``octree``: nodes decide what they can and pass the rest up. ``global``: one task decides everything; the
+        result is the same.
+    fanout
+        Nodes per parent along each axis.
+    missing
+        What an affinity chunk that was never written means; ``zero`` where a tissue mask left blocks out.
+    block_shape
+        Voxels per task, whole chunks; the result does not depend on it.
+    """
+
+    kind: Literal["agglomerate"] = "agglomerate"
+    supervoxels: str = "supervoxels"
+    affinities: str = "affinities"
+    threshold: Fraction = 0.5
+    guard_affinity: Fraction = 0.0
+    guard_min_um3: NonNegativeFloat = 0.0
+    guard_sum_um3: NonNegativeFloat = 0.0
+    min_size_um3: NonNegativeFloat = 0.0
+    hierarchy: Literal["octree", "global"] = "octree"
+    fanout: Annotated[int, Field(ge=2)] = 2
+    missing: Literal["error", "zero"] = "error"
+    block_shape: Positive3 = (256, 256, 256)
+    chunk_shape: Positive3 = (64, 64, 64)
+
+    @model_validator(mode="after")
+    def _blocks_are_whole_chunks(self) -> AgglomerateStage:
+        for axis, block, chunk in zip("xyz", self.block_shape, self.chunk_shape, strict=True):
+            if block % chunk:
+                raise ValueError(f"block_shape[{axis}]={block} is not a multiple of chunk_shape[{axis}]={chunk}")
+        return self
+
+    def expand(self, site: Site) -> StagePlan:
+        """Plan graph, levels, resolution and relabelling."""
+        source = site.layer(self.supervoxels, wanted_by=self.label)
+        affinities = site.layer(self.affinities, wanted_by=self.label)
+        self._check(source, affinities)
+        bounds, root = source.info.bounds, site.root.rstrip("/")
+        grid = grid_shape(bounds, self.block_shape)
+        tree = Octree(grid=grid, leaf=grid if self.hierarchy == "global" else (1, 1, 1), fanout=self.fanout)
+        graph_uri = f"{root}/graph/{self.label}"
+        info = VolumeInfo(
+            bounds=bounds,
+            voxel_size_nm=source.info.voxel_size_nm,
+            chunk_shape=self.chunk_shape,
+            dtype="uint64",
+            layer="segmentation",
+            encoding="compressed_segmentation",
+        )
+        output = Layer("segmentation", f"{root}/segmentation", info)
+        rule = self._rule(info.voxel_size_nm)
+
+        def blocks() -> Iterator[tuple[XYZ, Box]]:
+            for at in tile(Box.of_shape(grid), (1, 1, 1)):
+                yield at.start, grid_box(bounds, self.block_shape, at.start)
+
+        def graph() -> Iterator[Task]:
+            for index, core in blocks():
+                yield RegionGraphTask(
+                    core=core,
+                    block=index,
+                    supervoxels_uri=source.uri,
+                    affinities_uri=affinities.uri,
+                    graph_uri=graph_uri,
+                    missing=self.missing,
+                )
+
+        def decide(level: int) -> Iterator[Task]:
+            for node in tree.indices(level):
+                yield AgglomerateTask(graph_uri=graph_uri, tree=tree, level=level, node=node, rule=rule)
+
+        def resolve(level: int) -> Iterator[Task]:
+            for node in tree.indices(level):
+                yield ResolveTask(graph_uri=graph_uri, tree=tree, level=level, node=node)
+
+        def relabel() -> Iterator[Task]:
+            for index, core in blocks():
+                yield RelabelTask(
+                    core=core,
+                    block=index,
+                    supervoxels_uri=source.uri,
+                    segmentation_uri=output.uri,
+                    graph_uri=graph_uri,
+                    tree=tree,
+                )
+
+        n_blocks, n_levels = math.prod(grid), tree.n_levels
+        n_voxels = grid_box(bounds, self.block_shape, (0, 0, 0)).n_voxels
+        libraries = 300_000_000
+        # About one edge per 30 voxels, 48 bytes each in the tables and 150 while merging (measured on fib25).
+        graph_bytes = libraries + 5 * n_voxels * (n_blocks if self.hierarchy == "global" else 1)
+        steps = [Step(f"{self.label}.graph", n_blocks, graph, task_memory_bytes=libraries + 24 * n_voxels)]
+        steps += [
+            Step(f"{self.label}.level{n}", math.prod(tree.nodes(n)), partial(decide, n), task_memory_bytes=graph_bytes)
+            for n in range(n_levels)
+        ]
+        steps += [
+            Step(
+                f"{self.label}.resolve{n}",
+                math.prod(tree.nodes(n)),
+                partial(resolve, n),
+                task_memory_bytes=libraries,
+            )
+            for n in reversed(range(n_levels - 1))
+        ]
+        steps.append(Step(f"{self.label}.relabel", n_blocks, relabel, task_memory_bytes=libraries + 24 * n_voxels))
+        return StagePlan(self.label, (output,), tuple(steps), outputs_bytes=bounds.n_voxels * 8 // 10)
+
+    def _check(self, source: Layer, affinities: Layer) -> None:
+        if source.info.layer != "segmentation" or source.info.dtype != "uint64":
+            raise SpecError(
+                f"stage {self.label!r} needs supervoxels: a segmentation of uint64; {source.uri} is a "
+                f"{source.info.layer} layer of {source.info.dtype}"
+            )
+        if affinities.info.dtype != "uint8" or affinities.info.n_channels != 3:
+            raise SpecError(
+                f"stage {self.label!r} needs affinities of uint8 with 3 channels; {affinities.uri} is "
+                f"{affinities.info.dtype} with {affinities.info.n_channels} channel(s)"
+            )
+        if source.info.bounds != affinities.info.bounds:
+            raise SpecError(
+                f"stage {self.label!r}: supervoxels cover {source.info.bounds}, affinities {affinities.info.bounds}; "
+                "both must cover the same box"
+            )
+        if 0 < self.guard_affinity and self.guard_min_um3 < self.min_size_um3:
+            raise SpecError(
+                f"stage {self.label!r}: guard_min_um3={self.guard_min_um3} is below min_size_um3={self.min_size_um3}; "
+                "the guard would keep apart what the clean-up then joins: raise guard_min_um3"
+            )
+
+    def _rule(self, voxel_size_nm: tuple[float, float, float]) -> MergeRule:
+        voxel_um3 = math.prod(voxel_size_nm) * 1e-9
+
+        def voxels(um3: float) -> int:
+            return math.ceil(um3 / voxel_um3 - 1e-9)
+
+        return MergeRule(
+            threshold=self.threshold * 255,
+            guard_affinity=self.guard_affinity * 255,
+            guard_min_vx=voxels(self.guard_min_um3),
+            guard_sum_vx=voxels(self.guard_sum_um3),
+            min_size_vx=voxels(self.min_size_um3),
+        )
+
+
+def _answer_key(tree: Octree, level: int, node: XYZ) -> str:
+    """Where the final names of a node's ids lie: the root's merges are final."""
+    table = "merged" if level + 1 == tree.n_levels else "resolved"
+    return f"level{level}/{_name(node)}/{table}.parquet"
+
+
+def _graph_columns(graph: Any) -> dict[str, npt.NDArray[Any]]:
+    return {name: getattr(graph, name) for name in _GRAPH_COLUMNS}
+
+
+def _graph(objects: Objects, key: str) -> Any:
+    from cloudseg.ops.region_graph import RegionGraph
+
+    table = get_table(objects, key)
+    return RegionGraph(*(table[name] for name in _GRAPH_COLUMNS))
+
+
+def _face_columns(faces: dict[str, npt.NDArray[np.uint64]]) -> dict[str, npt.NDArray[Any]]:
+    codes = [np.full(len(faces[name]), code, np.int8) for code, name in enumerate(_FACES)]
+    return {"face": np.concatenate(codes), "id": np.concatenate([faces[name] for name in _FACES])}
