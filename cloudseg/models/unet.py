@@ -9,6 +9,7 @@ folds, pools and kernels that are smaller along z.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ class ConvNormAct(nn.Sequential):
     """Convolution, batch normalisation, ReLU: ``(b, c, x, y, z)`` in, same spatial shape out."""
 
     def __init__(self, n_in: int, n_out: int, kernel: XYZ) -> None:
-        padding = tuple(k // 2 for k in kernel)
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         super().__init__(
             nn.Conv3d(n_in, n_out, kernel, padding=padding, bias=False),
             nn.BatchNorm3d(n_out, momentum=0.05),
@@ -85,9 +86,10 @@ class ResidualUNet(nn.Module):
         folded = math.prod(fold)
         n_before = [n_in * folded, *widths[:-1]]
         self.down = nn.ModuleList(
-            ResidualBlock(a, b, kernel=k, n_inner=2) for a, b, k in zip(n_before, widths, kernels, strict=True)
+            ResidualBlock(a, b, kernel=k, n_inner=2)
+            for a, b, k in zip(n_before, widths, kernels, strict=True)
         )
-        self.rise = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.rise = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in itertools.pairwise(widths))
         self.up = nn.ModuleList(
             ResidualBlock(w, w, kernel=k, n_inner=1) for w, k in zip(widths[:-1], kernels[:-1], strict=True)
         )
@@ -109,7 +111,9 @@ class ResidualUNet(nn.Module):
                 skips.append(x)
                 x = nn.functional.max_pool3d(x, self.pools[level])
         for level in reversed(range(len(self.pools))):
-            x = nn.functional.interpolate(self.rise[level](x), scale_factor=[float(p) for p in self.pools[level]])
+            x = nn.functional.interpolate(
+                self.rise[level](x), scale_factor=[float(p) for p in self.pools[level]]
+            )
             x = self.up[level](skips[level] + x)
         return unfold_voxels(self.head(x), self.fold)
 
@@ -120,7 +124,8 @@ class ResidualUNet(nn.Module):
         head = nn.Conv3d(self.head.in_channels, len(rows), 1)
         with torch.no_grad():
             head.weight.copy_(self.head.weight[rows])
-            assert head.bias is not None and self.head.bias is not None
+            assert head.bias is not None
+            assert self.head.bias is not None
             head.bias.copy_(self.head.bias[rows])
         self.head = head
         self.n_out = len(channels)
@@ -131,7 +136,9 @@ def fold_voxels(x: Tensor, fold: XYZ) -> Tensor:
     b, c, *size = x.shape
     fx, fy, fz = fold
     x = x.reshape(b, c, size[0] // fx, fx, size[1] // fy, fy, size[2] // fz, fz)
-    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * fx * fy * fz, size[0] // fx, size[1] // fy, size[2] // fz)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(
+        b, c * fx * fy * fz, size[0] // fx, size[1] // fy, size[2] // fz
+    )
 
 
 def unfold_voxels(x: Tensor, fold: XYZ) -> Tensor:
@@ -145,7 +152,10 @@ def unfold_voxels(x: Tensor, fold: XYZ) -> Tensor:
 def fuse_batch_norm(model: nn.Module) -> nn.Module:
     """Fold each batch normalisation into the convolution before it, in place; for inference only."""
     for module in model.modules():
-        if isinstance(module, ConvNormAct) and isinstance(module[1], nn.BatchNorm3d):
-            module[0] = nn.utils.fusion.fuse_conv_bn_eval(module[0].eval(), module[1].eval())
+        if not isinstance(module, ConvNormAct):
+            continue
+        convolution, norm = module[0], module[1]
+        if isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
+            module[0] = nn.utils.fusion.fuse_conv_bn_eval(convolution.eval(), norm.eval())
             module[1] = nn.Identity()
     return model.eval()

@@ -13,7 +13,9 @@ Image = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.generic]
 
 
-def orient(image: Image, labels: Labels, *, rng: np.random.Generator, isotropic: bool) -> tuple[Image, Labels]:
+def orient(
+    image: Image, labels: Labels, *, rng: np.random.Generator, isotropic: bool
+) -> tuple[Image, Labels]:
     """Flip and transpose at random: 48 orientations of isotropic data, 16 where z is special."""
     axes = tuple(rng.permutation(3)) if isotropic else (*rng.permutation(2), 2)
     flips = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(3))

@@ -78,8 +78,10 @@ def train(
         If the loss is not a finite number; the last checkpoint is kept.
     """
     device = torch.device(options.device)
-    model = model.to(device, memory_format=torch.channels_last_3d).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    model = model.to(device).to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+    )
     decay = options.average_decay
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True
@@ -101,7 +103,7 @@ def train(
                 f"the loss became {value} at step {step}; lower learning_rate (now {options.learning_rate}); "
                 f"the last good state is in {checkpoint}"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(model)
@@ -140,7 +142,9 @@ def _batches(sampler: Sampler, options: LoopOptions, *, first: int) -> Iterator[
                 future.cancel()
 
 
-def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _save(
+    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     state: dict[str, Any] = {
         "step": step,
         "model": model.state_dict(),

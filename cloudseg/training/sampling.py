@@ -38,9 +38,13 @@ class LabelledBlock:
 
     def __post_init__(self) -> None:
         if self.image.shape != self.labels.shape:
-            raise SpecError(f"image {self.image.shape} and labels {self.labels.shape} must have the same shape")
+            raise SpecError(
+                f"image {self.image.shape} and labels {self.labels.shape} must have the same shape"
+            )
         if not self.labels.any():
-            raise SpecError("the labels of a training block are all 0 (unknown): nothing can be learned from it")
+            raise SpecError(
+                "the labels of a training block are all 0 (unknown): nothing can be learned from it"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +86,23 @@ class Sampler:
         weights = np.array([b.weight for b in self.blocks], np.float64)
         for _ in range(100):
             block = self.blocks[int(rng.choice(len(self.blocks), p=weights / weights.sum()))]
-            corner = [int(rng.integers(max(s - p, 0) + 1)) for s, p in zip(block.image.shape, self.patch_shape, strict=True)]
+            corner = [
+                int(rng.integers(max(s - p, 0) + 1))
+                for s, p in zip(block.image.shape, self.patch_shape, strict=True)
+            ]
             cut = tuple(slice(c, c + p) for c, p in zip(corner, self.patch_shape, strict=True))
             labels = block.labels[cut]
             if np.count_nonzero(labels) > 0.02 * labels.size:
                 break
         else:
-            raise SpecError("100 random patches in a row had under 2 % labelled voxels; widen the boxes or the labels")
+            raise SpecError(
+                "100 random patches in a row had under 2 % labelled voxels; widen the boxes or the labels"
+            )
         image = (block.image[cut].astype(np.float32) - np.float32(self.mean)) / np.float32(self.deviation)
-        image, labels = _pad(image, self.patch_shape, mode="reflect"), _pad(labels, self.patch_shape, mode="constant")
+        image, labels = (
+            _pad(image, self.patch_shape, mode="reflect"),
+            _pad(labels, self.patch_shape, mode="constant"),
+        )
         image, labels = augment.orient(image, labels, rng=rng, isotropic=self.isotropic)
         if block.dense and rng.random() < 0.4:
             image, labels = augment.bend(image, labels, rng=rng)

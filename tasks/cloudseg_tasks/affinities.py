@@ -1,0 +1,332 @@
+"""Affinities: run a network over an image, block by block, on the volume's own lattice of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, PositiveInt
+
+from cloudseg.errors import SpecError
+from cloudseg.geometry import XYZ, Box, grid_box, grid_shape
+from cloudseg.models.package import ModelDescription, load_spec
+from cloudseg.ops.affinities import NEAREST
+from cloudseg.ops.lattice import PatchLattice
+from cloudseg.specs import FrozenModel
+from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
+from cloudseg.tasking.task import BlockTask, Context, Task
+from cloudseg.volumes.protocol import Positive3, Volume, VolumeInfo
+
+if TYPE_CHECKING:  # planning needs no torch
+    from cloudseg.models.predict import Model
+
+_IMAGE_TYPES = ("uint8", "uint16", "float32")
+
+
+class AffinitiesOptions(FrozenModel):
+    """How affinities are predicted.
+
+    Attributes
+    ----------
+    model
+        A name that comes with cloudseg (``fib25``), or the address of a model package.
+    offsets
+        Which affinities to keep, one channel each; the segmentation needs the three nearest (the default).
+    mip
+        Which scale of the image to read.
+    grey_range
+        Image values that mean black and white; by default the whole range of the type (0 to 1 for float32).
+    missing
+        What a chunk of the image that was never written means.
+    mask
+        Address of a tissue mask (0 = no tissue) at any scale whose voxels are whole multiples of the image's.
+        Blocks without tissue get no task, patches without tissue are not computed, and voxels without tissue get
+        affinity 0.
+    mask_mip
+        Which scale of the mask to read.
+    device
+        ``auto`` takes a CUDA GPU if the worker has one.
+    precision
+        ``auto`` computes in bfloat16 where the worker does so natively. The two give slightly different
+        affinities: name one where workers of different kinds share a run. Receipts count the patches of each.
+    batch_size
+        Patches per forward pass on a GPU; a CPU computes one patch per core at a time.
+    """
+
+    model: str = "fib25"
+    offsets: Annotated[tuple[XYZ, ...], Field(min_length=1)] = NEAREST
+    mip: Annotated[int, Field(ge=0)] = 0
+    grey_range: tuple[float, float] | None = None
+    missing: Literal["error", "zero"] = "error"
+    mask: str | None = None
+    mask_mip: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: PositiveInt = 2
+
+
+class AffinitiesTask(BlockTask):
+    """Predict the affinities of one block. Reads the patches that touch ``core``, writes ``core``.
+
+    Attributes
+    ----------
+    image_uri, affinities_uri
+        Source and destination.
+    weights_sha256
+        The model that the task was planned with; another one is refused.
+    options
+        See :class:`AffinitiesOptions`.
+    """
+
+    kind: Literal["affinities/1"] = "affinities/1"
+    image_uri: str
+    affinities_uri: str
+    weights_sha256: str
+    options: AffinitiesOptions = AffinitiesOptions()
+
+    def run(self, ctx: Context) -> None:
+        """Read ahead, predict, blend and write behind, each in threads of its own."""
+        options = self.options
+        image = ctx.open_volume(self.image_uri, mip=options.mip)
+        destination = ctx.open_volume(self.affinities_uri)
+        mask = _Mask.open(options, image.info, ctx.open_volume)
+        # torch loads here, in the worker: planning does without it.
+        from cloudseg.models.stream import predict_block
+
+        with ctx.step("model"):
+            key = ("affinities", self.weights_sha256, options.offsets, options.device, options.precision)
+            model: Model = ctx.warm(key, lambda: self._load_model(ctx))
+        lattice = lattice_of(model.spec, image.info.bounds)
+        report = predict_block(
+            model,
+            lattice,
+            self.core,
+            read=partial(image.read, missing=options.missing),
+            write=destination.write,
+            tissue=None if mask is None else mask.read,
+            grey_range=options.grey_range,
+            batch_size=options.batch_size,
+            write_grid_z=destination.info.write_grid[2],
+        )
+        for name, seconds in report.seconds.items():
+            ctx.seconds[name] = ctx.seconds.get(name, 0.0) + seconds
+        ctx.count(
+            voxels=self.core.n_voxels,
+            patches=report.n_patches,
+            patches_without_tissue=report.n_skipped,
+            read_bytes=report.n_read_bytes,
+            written_bytes=report.n_written_bytes,
+        )
+        ctx.count(**{f"patches_{model.device.type}_{model.precision}": report.n_patches})
+
+    def _load_model(self, ctx: Context) -> Model:
+        from cloudseg.models.predict import load_model
+
+        options = self.options
+        return load_model(
+            options.model,
+            offsets=options.offsets,
+            device=options.device,
+            precision=options.precision,
+            sha256=self.weights_sha256,
+            objects=ctx.open_objects,
+        )
+
+
+class AffinitiesStage(Stage, AffinitiesOptions):
+    """Predict affinities over the whole image into the layer ``affinities``.
+
+    Attributes
+    ----------
+    block_shape
+        Voxels per task, whole chunks. A block computes every patch that touches it, so patches on its faces are
+        computed again by its neighbour: with n strides of the lattice along an edge it computes n + 1. The default
+        is two strides along x and y and four along z, rounded up to chunks: (256, 256, 512) for ``fib25``. Longer
+        blocks save work; along z they cost no memory, because finished slabs are written as the block goes on.
+    chunk_shape
+        Chunks of the output.
+    """
+
+    kind: Literal["affinities"] = "affinities"
+    block_shape: Positive3 | None = None
+    chunk_shape: Positive3 = (64, 64, 64)
+
+    def expand(self, site: Site) -> StagePlan:
+        """Return one task per block that holds tissue."""
+        image = site.layer("image", wanted_by=self.label)
+        info = image.info if self.mip == 0 else site.open_volume(image.uri, mip=self.mip).info
+        spec = load_spec(self.model, objects=site.open_objects)
+        self._check_image(info, uri=image.uri)
+        spec.check_voxel_size(info.voxel_size_nm, uri=image.uri)
+        spec.select(self.offsets)
+        lattice = lattice_of(spec, info.bounds)
+        block_shape = self.block_shape or default_block_shape(lattice, chunk_shape=self.chunk_shape)
+        self._check_blocks(block_shape)
+        mask = _Mask.open(self, info, site.open_volume)
+
+        options = AffinitiesOptions(**{name: getattr(self, name) for name in AffinitiesOptions.model_fields})
+        layer = Layer("affinities", f"{site.root.rstrip('/')}/affinities", self._output_info(info))
+        blocks = _Blocks(info.bounds, block_shape, mask)
+
+        def tasks() -> Iterator[Task]:
+            for core in blocks:
+                yield AffinitiesTask(
+                    core=core,
+                    image_uri=image.uri,
+                    affinities_uri=layer.uri,
+                    weights_sha256=spec.weights.sha256,
+                    options=options,
+                )
+
+        n_tasks, n_voxels = blocks.measure()
+        memory = task_memory_bytes(spec, lattice, block_shape, n_channels=len(self.offsets))
+        step = Step(self.label, n_tasks, tasks, task_memory_bytes=memory)
+        return StagePlan(self.label, (layer,), (step,), outputs_bytes=n_voxels * len(self.offsets))
+
+    def _output_info(self, image: VolumeInfo) -> VolumeInfo:
+        return VolumeInfo(
+            bounds=image.bounds,
+            voxel_size_nm=image.voxel_size_nm,
+            chunk_shape=self.chunk_shape,
+            dtype="uint8",
+            n_channels=len(self.offsets),
+            layer="image",
+            encoding="raw",
+        )
+
+    def _check_image(self, info: VolumeInfo, *, uri: str) -> None:
+        if info.n_channels != 1 or info.layer != "image" or info.dtype not in _IMAGE_TYPES:
+            raise SpecError(
+                f"stage {self.label!r} needs an image of one channel, {', '.join(_IMAGE_TYPES)}; {uri} is "
+                f"a {info.layer} of {info.n_channels} channel(s), {info.dtype}"
+            )
+        if self.grey_range is not None and not self.grey_range[0] < self.grey_range[1]:
+            raise SpecError(
+                f"stage {self.label!r}: grey_range must rise from black to white, got {self.grey_range}"
+            )
+
+    def _check_blocks(self, block_shape: XYZ) -> None:
+        for axis, block, chunk in zip("xyz", block_shape, self.chunk_shape, strict=True):
+            if block % chunk:
+                raise SpecError(
+                    f"stage {self.label!r}: block_shape on {axis} is {block}, which is no multiple of the output's "
+                    f"chunk of {chunk}: two tasks would write the same chunk; take {-(-block // chunk) * chunk}"
+                )
+
+
+def lattice_of(model: ModelDescription, bounds: Box) -> PatchLattice:
+    """Return the patches by which ``model`` covers ``bounds``."""
+    return PatchLattice.fit(
+        bounds,
+        patch_shape=model.patch_shape,
+        context=model.context,
+        blend=model.blend,
+        multiple=model.arguments.multiple,
+    )
+
+
+def default_block_shape(lattice: PatchLattice, *, chunk_shape: XYZ) -> XYZ:
+    """Return two strides along x and y and four along z, rounded up to whole chunks."""
+    x, y, z = (-(-n * s // c) * c for n, s, c in zip((2, 2, 4), lattice.stride, chunk_shape, strict=True))
+    return (x, y, z)
+
+
+def task_memory_bytes(
+    model: ModelDescription, lattice: PatchLattice, block_shape: XYZ, *, n_channels: int
+) -> int:
+    """Estimate the peak memory of one task with one network thread (measured within a third on ``fib25``)."""
+    patch = lattice.patch_shape
+    n_patch, n_folded = int(np.prod(patch)), int(np.prod(model.arguments.fold))
+    # Six feature maps of the finest level live at once; logits, their unfolding and the result besides.
+    network = n_patch * (6 * 4 * model.arguments.widths[0] // n_folded + 12 * n_channels)
+    columns = [min(b, s) for b, s in zip(block_shape[:2], lattice.bounds.shape[:2], strict=True)]
+    n_column = columns[0] * columns[1] * patch[2]
+    # Sums, the slab that is being written (floats, then bytes), and two slabs of image.
+    slabs = n_column * (9 * n_channels + 2)
+    torch_itself = 300_000_000
+    return torch_itself + network + slabs
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """A tissue mask in the voxels of the image."""
+
+    volume: Volume
+    factor: XYZ
+
+    @classmethod
+    def open(
+        cls, options: AffinitiesOptions, image: VolumeInfo, open_volume: Callable[..., Volume]
+    ) -> _Mask | None:
+        """Open the mask of ``options``, if any, and refuse one that does not fit ``image``."""
+        if options.mask is None:
+            return None
+        volume = open_volume(options.mask, mip=options.mask_mip)
+        info = volume.info
+        ratios = [m / i for m, i in zip(info.voxel_size_nm, image.voxel_size_nm, strict=True)]
+        factor = tuple(max(1, round(r)) for r in ratios)
+        if any(abs(r - f) > 1e-3 * f for r, f in zip(ratios, factor, strict=True)):
+            raise SpecError(
+                f"the mask {options.mask} has voxels of {info.voxel_size_nm} nm, the image {image.voxel_size_nm} nm; "
+                "a mask's voxels must be whole multiples of the image's: downsample the mask from the image's grid"
+            )
+        if info.n_channels != 1 or info.dtype == "float32":
+            raise SpecError(
+                f"the mask {options.mask} must hold one channel of integers (0 = no tissue), "
+                f"got {info.n_channels} of {info.dtype}"
+            )
+        mask = cls(volume, (factor[0], factor[1], factor[2]))
+        if info.bounds.intersect(mask._cover(image.bounds)).is_empty:
+            raise SpecError(
+                f"the mask {options.mask} covers {info.bounds} in its own voxels, the image would be at "
+                f"{mask._cover(image.bounds)}: they do not overlap; check the voxel offsets"
+            )
+        return mask
+
+    def read(self, box: Box) -> npt.NDArray[np.bool_]:
+        """Return where ``box`` (in image voxels) holds tissue, ``(x, y, z)``; outside the mask there is none."""
+        cover = self._cover(box)
+        coarse = self.volume.read(cover, fill=0, missing="zero") != 0
+        index = [
+            np.arange(low, high) // f - c
+            for low, high, f, c in zip(box.start, box.stop, self.factor, cover.start, strict=True)
+        ]
+        tissue: npt.NDArray[np.bool_] = coarse[np.ix_(*index)]
+        return tissue
+
+    def _cover(self, box: Box) -> Box:
+        low = tuple(a // f for a, f in zip(box.start, self.factor, strict=True))
+        high = tuple(-(-b // f) for b, f in zip(box.stop, self.factor, strict=True))
+        return Box(low, high)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """The blocks of a volume that hold tissue, X fastest; the mask is read again at each pass, one row at a time."""
+
+    bounds: Box
+    block_shape: XYZ
+    mask: _Mask | None
+
+    def __iter__(self) -> Iterator[Box]:
+        n_x, n_y, n_z = grid_shape(self.bounds, self.block_shape)
+        for k in range(n_z):
+            for j in range(n_y):
+                row = [grid_box(self.bounds, self.block_shape, (i, j, k)) for i in range(n_x)]
+                if self.mask is None:
+                    yield from row
+                    continue
+                whole = row[0].union(row[-1])
+                tissue = self.mask.read(whole)
+                yield from (core for core in row if tissue[core.slices_in(whole)].any())
+
+    def measure(self) -> tuple[int, int]:
+        """Return how many blocks and voxels there are."""
+        if self.mask is None:
+            return int(np.prod(grid_shape(self.bounds, self.block_shape))), self.bounds.n_voxels
+        sizes = [core.n_voxels for core in self]
+        return len(sizes), sum(sizes)
