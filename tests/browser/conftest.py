@@ -1,0 +1,197 @@
+"""A real browser, and a real little root to look at: image, segmentation, meshes, skeletons, properties."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cloudseg.geometry import Box
+from cloudseg.testing.phantom import neurite_phantom
+from cloudseg.volumes import VolumeInfo, create_volume, open_objects, update_info
+from cloudseg.volumes.segment_properties import segment_properties_info, write_segment_properties
+
+SHAPE = (96, 96, 64)
+OFFSET = (64, 32, 16)
+
+# Software rendering, no calls home, and no name but this machine's own resolves.
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--metrics-recording-only",
+    "--disable-dev-shm-usage",
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+]
+
+
+def chromium_path() -> str:
+    """The browser to use; a missing one is a failure, not a skip: what nobody looks at is not shown to work."""
+    named = os.environ.get("CLOUDSEG_CHROMIUM")
+    found = named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not found:
+        pytest.fail("no Chromium on PATH: run tests/browser/install-chromium.sh, or set CLOUDSEG_CHROMIUM")
+    return found
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One headless Chromium for the session."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium_path(), headless=True, args=CHROMIUM_ARGUMENTS, timeout=90_000
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def new_page(chromium):
+    """Opens fresh pages; each keeps its console errors in ``page.problems``."""
+    contexts = []
+
+    def open_page():
+        context = chromium.new_context(viewport={"width": 900, "height": 650})
+        contexts.append(context)
+        page = context.new_page()
+        page.problems = []
+        page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory) -> Path:
+    """A pipeline root as a run leaves it, with the image outside of it."""
+    folder = tmp_path_factory.mktemp("look")
+    phantom = neurite_phantom(SHAPE, seed=3)
+    bounds = Box.of_shape(SHAPE, at=OFFSET)
+    layout = {"bounds": bounds, "voxel_size_nm": phantom.voxel_size_nm, "chunk_shape": (32, 32, 32)}
+
+    image = create_volume(folder / "em", VolumeInfo(**layout))
+    image.write(bounds, phantom.image)
+
+    root = folder / "run"
+    open_objects(root).put("pipeline/spec.toml", f'image = "file://{folder}/em"\nroot = "file://{root}"\n'.encode())
+    labels = {"dtype": "uint64", "layer": "segmentation", "encoding": "compressed_segmentation"}
+    for name in ("supervoxels", "segmentation"):
+        create_volume(root / name, VolumeInfo(**layout, **labels)).write(bounds, phantom.labels)
+    affinities = np.zeros((3, *SHAPE), np.uint8, order="F")
+    for axis in range(3):
+        same = phantom.labels == np.roll(phantom.labels, 1, axis=axis)
+        affinities[axis] = np.where(same, 235, 20)
+    create_volume(root / "affinities", VolumeInfo(**layout, n_channels=3)).write(bounds, affinities)
+    tissue = np.ones(SHAPE, np.uint8, order="F")
+    tissue[:20] = 0
+    create_volume(root / "mask", VolumeInfo(**layout)).write(bounds, tissue)
+
+    _products(root / "segmentation", phantom.labels, phantom.voxel_size_nm)
+    return root
+
+
+def _products(segmentation: Path, labels: np.ndarray, voxel_size_nm: tuple[float, float, float]) -> None:
+    """Meshes and skeletons as the pipeline's stages make them (sharded, several resolutions), and properties."""
+    import igneous.task_creation as igneous
+    from taskqueue import LocalTaskQueue
+
+    ids, counts = np.unique(labels, return_counts=True)
+    properties = segment_properties_info(
+        ids, labels=[f"neurite {i}" for i in ids], numbers={"voxels": (counts, "voxels inside")}
+    )
+    write_segment_properties(open_objects(segmentation), properties)
+    uri = f"file://{segmentation}"
+    largest = [int(i) for i in ids[np.argsort(counts)][-12:]]
+    queue = LocalTaskQueue(parallel=1, progress=False)
+    queue.insert_all(
+        igneous.create_meshing_tasks(
+            uri, mip=0, shape=(96, 96, 64), mesh_dir="mesh", object_ids=largest, sharded=True, progress=False
+        )
+    )
+    queue.insert_all(
+        igneous.create_sharded_multires_mesh_tasks(uri, num_lod=1, mesh_dir="mesh", progress=False)
+    )
+    queue.insert_all(
+        igneous.create_skeletonizing_tasks(
+            uri,
+            mip=0,
+            shape=(96, 96, 64),
+            object_ids=largest,
+            teasar_params={"scale": 1.5, "const": 300},
+            dust_threshold=100,
+            sharded=True,
+            progress=False,
+        )
+    )
+    queue.insert_all(
+        igneous.create_sharded_skeleton_merge_tasks(uri, dust_threshold=100, tick_threshold=100)
+    )
+    update_info(uri, segment_properties="segment_properties")
+
+
+# State and tier of each source's chunks: Neuroglancer keeps [(state * 3 + tier) * 3 + quantity] in one array, where
+# tier 0 is what is on screen and quantity 0 is the number of chunks.
+_STATISTICS = """async () => {
+  const viewer = window.viewer;
+  const statistics = await viewer.chunkQueueManager.getStatistics();
+  const states = ["gpu", "system", "worker", "downloading", "queued", "new", "failed", "expired"];
+  const out = Object.fromEntries(states.map((s) => [s, 0]));
+  out.sources = [];
+  for (const [source, numbers] of statistics) {
+    states.forEach((s, i) => { out[s] += numbers[i * 9]; });
+    out.sources.push({ kind: source.constructor.name, key: source.RPC_TYPE_ID ?? "",
+                       text: source.toString?.() ?? "", gpu: numbers[0] });
+  }
+  out.ready = viewer.isReady();
+  out.names = viewer.layerManager.managedLayers.map((layer) => layer.name);
+  out.errors = viewer.layerManager.managedLayers.flatMap((layer) => (layer.layer?.dataSources ?? []).flatMap(
+    (d) => d.loadState?.error ? [layer.name + ": " + d.loadState.error.message] : []));
+  return out;
+}"""
+
+
+class NotLoadedError(AssertionError):
+    """The viewer failed to show what it was asked to show."""
+
+
+@pytest.fixture(scope="session")
+def wait_loaded():
+    """Wait until a page's viewer has everything on screen; fail at once where it never will."""
+
+    def wait(page, *, names: list[str], timeout_s: float = 60.0) -> dict:
+        deadline = time.monotonic() + timeout_s
+        page.wait_for_function("() => window.viewer !== undefined", timeout=timeout_s * 1000)
+        quiet, state = 0, {}
+        while time.monotonic() < deadline:
+            state = page.evaluate(_STATISTICS)
+            if state["failed"] or state["errors"]:
+                raise NotLoadedError(f"chunks or sources failed: {state}")
+            busy = state["downloading"] + state["queued"] + state["new"]
+            quiet = quiet + 1 if state["ready"] and not busy else 0
+            if quiet >= 3:
+                if state["names"] != names:
+                    raise NotLoadedError(f"layers {names} were asked for, but {state['names']} are there")
+                return state
+            page.wait_for_timeout(150)
+        raise NotLoadedError(f"not ready after {timeout_s:g} s: {state}")
+
+    return wait
