@@ -1,0 +1,1 @@
+"""What a task is, and how tasks travel, run and are accounted for."""

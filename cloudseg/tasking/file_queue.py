@@ -15,8 +15,6 @@ that the holder remembers is gone. Times only grow while a message changes hands
 back. Hosts that share a queue need clocks that agree to well within a lease.
 """
 
-# ruff: noqa: PTH104, PTH108, PTH118, PTH123, PTH208 - Path objects would double the time of a lease
-
 from __future__ import annotations
 
 import errno

@@ -44,7 +44,7 @@ class ChildProcess:
         # The libraries read these when they are first imported: they must be set before the process starts.
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(n_threads))}
         arguments = [str(theirs.fileno()), str(os.getpid()), str(n_threads)]
-        self._process = subprocess.Popen(  # noqa: S603 - our own module, our own arguments
+        self._process = subprocess.Popen(
             # -P: a file of the working directory must not stand in for a library.
             [sys.executable, "-P", "-m", "cloudseg.tasking.child", *arguments],
             pass_fds=[theirs.fileno()],

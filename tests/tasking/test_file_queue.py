@@ -1,5 +1,3 @@
-# ruff: noqa: PTH208 - names, not paths, are wanted
-
 from __future__ import annotations
 
 import json
