@@ -9,8 +9,12 @@ import click
 
 @click.command()
 @click.argument("roots", metavar="ROOT...", nargs=-1, required=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every network.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.  [default: 8642]")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every network."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.  [default: 8642]"
+)
 @click.option("--access-log/--no-access-log", default=False, show_default=True, help="Print each request.")
 def serve(roots: tuple[str, ...], *, host: str, port: int | None, access_log: bool) -> None:
     """Serve each ROOT (a pipeline root or one volume) and the Neuroglancer client, and print the links.

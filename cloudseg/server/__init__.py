@@ -1,0 +1,1 @@
+"""HTTP: the gateway to stored bytes, and the viewer that reads them."""

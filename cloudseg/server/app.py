@@ -17,7 +17,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from cloudseg.errors import CloudsegError, NotFoundError, SpecError, TransientStorageError
 from cloudseg.server.gateway import Asked, Folder, open_folder
 from cloudseg.server.neuroglancer_client import client_router
-from cloudseg_viewer.links import CLIENT_PATH, DATA_PATH, Mount
+from cloudseg_viewer.links import DATA_PATH, Mount
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,9 @@ def listen(host: str, port: int) -> socket.socket:
         sock.listen(256)
     except (OSError, OverflowError) as error:
         sock.close()
-        raise SpecError(f"cannot listen on {host}:{port} ({error}); give another --port, or 0 for a free one") from error
+        raise SpecError(
+            f"cannot listen on {host}:{port} ({error}); give another --port, or 0 for a free one"
+        ) from error
     return sock
 
 
@@ -197,7 +199,9 @@ def running(app: App, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str
     """
     sock = listen(host, port)
     server = _server(app, access_log=False)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="cloudseg-serve", daemon=True)
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": [sock]}, name="cloudseg-serve", daemon=True
+    )
     thread.start()
     try:
         yield base_url(sock)
@@ -218,8 +222,3 @@ def _server(app: App, *, access_log: bool) -> uvicorn.Server:
             server_header=False,
         )
     )
-
-
-def client_url(base: str) -> str:
-    """Return the address of the client on a server."""
-    return base + CLIENT_PATH

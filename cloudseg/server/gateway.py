@@ -257,7 +257,11 @@ class _File:
 
     def pieces(self, start: int, stop: int) -> bytes | Iterator[bytes]:
         self.file.seek(start)
-        return self.file.read(stop - start) if stop - start <= _STREAM_ABOVE_BYTES else self._stream(stop - start)
+        return (
+            self.file.read(stop - start)
+            if stop - start <= _STREAM_ABOVE_BYTES
+            else self._stream(stop - start)
+        )
 
     def _stream(self, left: int) -> Iterator[bytes]:
         with self.file:
@@ -272,7 +276,10 @@ def _send(source: _Readable, size_bytes: int, headers: dict[str, str], asked: As
         kept = ("Cache-Control", "ETag", "Last-Modified", "Vary")
         return Answer(304, {name: value for name, value in headers.items() if name in kept})
     wanted = asked.byte_range
-    if asked.if_range is not None and asked.if_range.strip() not in (headers["ETag"], headers["Last-Modified"]):
+    if asked.if_range is not None and asked.if_range.strip() not in (
+        headers["ETag"],
+        headers["Last-Modified"],
+    ):
         wanted = None  # the client has a part of an older object: it needs the whole new one
     start, stop, status = 0, size_bytes, 200
     if wanted is not None:
@@ -288,7 +295,9 @@ def _send(source: _Readable, size_bytes: int, headers: dict[str, str], asked: As
 
 def _decoded(file: BinaryIO, path: Path, coding: str) -> bytes:
     if coding != "gzip":
-        raise StorageError(f"{path} is stored as {coding}, which this client does not take (Accept-Encoding: {coding})")
+        raise StorageError(
+            f"{path} is stored as {coding}, which this client does not take (Accept-Encoding: {coding})"
+        )
     try:
         return gzip.decompress(file.read())
     except (OSError, EOFError) as error:

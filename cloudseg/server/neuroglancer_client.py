@@ -12,6 +12,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from cloudseg.errors import MissingExtraError
+from cloudseg_viewer.links import CLIENT_PATH
 
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -20,6 +21,9 @@ _TYPES = {
     ".map": "application/json",
     ".wasm": "application/wasm",
 }
+# The client takes its token from its own address, ``/v/<token>/``; with no session behind it, one is enough.
+_TOKEN = CLIENT_PATH.strip("/").rpartition("/")[2]
+
 _FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 
 # Proxies and browsers drop a silent stream after half a minute or more.
@@ -52,7 +56,7 @@ def client_folder() -> Path:
 
 
 def client_router(folder: Path | None = None) -> APIRouter:
-    """Return the routes of the client: ``/v/<token>/`` and its stubs.
+    """Return the routes of the client: ``/v/0/`` and its stubs.
 
     The client is built to be driven from Python: without an event stream to listen to, and somewhere to put its
     state, it shows "Disconnected from Python server" for ever. Ours keeps its state in the link alone, so the
@@ -61,8 +65,8 @@ def client_router(folder: Path | None = None) -> APIRouter:
     files = client_folder() if folder is None else folder
     router = APIRouter(include_in_schema=False)
 
-    @router.api_route("/v/{token}/{name:path}", methods=["GET", "HEAD"])
-    def static(token: str, name: str) -> FileResponse:
+    @router.api_route(f"/v/{_TOKEN}/{{name:path}}", methods=["GET", "HEAD"])
+    def static(name: str) -> FileResponse:
         name = name or "index.html"
         path = files / name
         if not _FILE.match(name) or not path.is_file():
@@ -72,18 +76,18 @@ def client_router(folder: Path | None = None) -> APIRouter:
         kind = _TYPES.get(path.suffix, "application/octet-stream")
         return FileResponse(path, media_type=kind, headers={"Cache-Control": caching})
 
-    @router.get("/events/{token}")
-    async def events(token: str, request: Request) -> StreamingResponse:
+    @router.get(f"/events/{_TOKEN}")
+    async def events(request: Request) -> StreamingResponse:
         return StreamingResponse(
             _silence(request), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
         )
 
-    @router.post("/state/{token}")
-    async def set_state(token: str) -> JSONResponse:
+    @router.post(f"/state/{_TOKEN}")
+    async def set_state() -> JSONResponse:
         return JSONResponse({"g": "link/0"})
 
-    @router.post("/action/{token}")
-    async def action(token: str) -> Response:
+    @router.post(f"/action/{_TOKEN}")
+    async def action() -> Response:
         return Response(status_code=204)
 
     return router

@@ -49,7 +49,11 @@ def stored_ids(uri: str | os.PathLike[str], ids: Iterable[int]) -> frozenset[int
     info = _parse(found.value, uri=address.uri)
     with translated(address.uri, "read"):
         if "sharding" in info:
-            shards = {"driver": "neuroglancer_uint64_sharded", "metadata": info["sharding"], "base": kvstore_spec(address)}
+            shards = {
+                "driver": "neuroglancer_uint64_sharded",
+                "metadata": info["sharding"],
+                "base": kvstore_spec(address),
+            }
             store = ts.KvStore.open(shards, context=context()).result()
             names = {i: i.to_bytes(8, "big") for i in ids}
         else:
@@ -64,7 +68,9 @@ def _parse(data: bytes, *, uri: str) -> dict[str, Any]:
     try:
         info = json.loads(data)
     except ValueError as error:
-        raise VolumeFormatError(f"{uri}/info is not JSON ({error}); write the meshes or skeletons again") from error
+        raise VolumeFormatError(
+            f"{uri}/info is not JSON ({error}); write the meshes or skeletons again"
+        ) from error
     if not isinstance(info, dict) or info.get("@type") not in _FILES:
         kind = info.get("@type") if isinstance(info, dict) else type(info).__name__
         raise VolumeFormatError(f"{uri}/info: '@type' must be one of {', '.join(_FILES)}, got {kind!r}")

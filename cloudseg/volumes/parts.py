@@ -52,7 +52,12 @@ class Parts:
         return self._address.uri
 
     def read(
-        self, key: str, *, first: int | None = None, stop: int | None = None, known_version: bytes | None = None
+        self,
+        key: str,
+        *,
+        first: int | None = None,
+        stop: int | None = None,
+        known_version: bytes | None = None,
     ) -> Part:
         """Return the bytes ``[first, stop)`` of an object, cut at its end; the whole by default.
 
@@ -113,4 +118,4 @@ class Parts:
 
 
 def _version(result: ts.KvStore.ReadResult) -> bytes:
-    return bytes(result.stamp.generation) if result.stamp is not None else b""
+    return bytes(result.stamp.generation)

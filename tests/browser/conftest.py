@@ -42,7 +42,9 @@ CHROMIUM_ARGUMENTS = [
 def chromium_path() -> str:
     """The browser to use; a missing one is a failure, not a skip: what nobody looks at is not shown to work."""
     named = os.environ.get("CLOUDSEG_CHROMIUM")
-    found = named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    found = (
+        named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    )
     if not found:
         pytest.fail("no Chromium on PATH: run tests/browser/install-chromium.sh, or set CLOUDSEG_CHROMIUM")
     return found
@@ -92,7 +94,9 @@ def root(tmp_path_factory) -> Path:
     image.write(bounds, phantom.image)
 
     root = folder / "run"
-    open_objects(root).put("pipeline/spec.toml", f'image = "file://{folder}/em"\nroot = "file://{root}"\n'.encode())
+    open_objects(root).put(
+        "pipeline/spec.toml", f'image = "file://{folder}/em"\nroot = "file://{root}"\n'.encode()
+    )
     labels = {"dtype": "uint64", "layer": "segmentation", "encoding": "compressed_segmentation"}
     for name in ("supervoxels", "segmentation"):
         create_volume(root / name, VolumeInfo(**layout, **labels)).write(bounds, phantom.labels)
@@ -142,9 +146,7 @@ def _products(segmentation: Path, labels: np.ndarray, voxel_size_nm: tuple[float
             progress=False,
         )
     )
-    queue.insert_all(
-        igneous.create_sharded_skeleton_merge_tasks(uri, dust_threshold=100, tick_threshold=100)
-    )
+    queue.insert_all(igneous.create_sharded_skeleton_merge_tasks(uri, dust_threshold=100, tick_threshold=100))
     update_info(uri, segment_properties="segment_properties")
 
 

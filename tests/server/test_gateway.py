@@ -19,7 +19,8 @@ from cloudseg.volumes import VolumeInfo, create_volume, open_volume
 from cloudseg_viewer.links import Mount
 
 BYTES = bytes(range(256)) * 40  # 10240
-BIG = np.random.default_rng(0).integers(0, 256, 9 << 20, dtype=np.uint8).tobytes()  # above the streaming limit
+# Above the size from which files are streamed.
+BIG = np.random.default_rng(0).integers(0, 256, 9 << 20, dtype=np.uint8).tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,13 @@ def test_a_stale_twin_is_an_error_not_a_guess(base):
 
 
 def test_a_missing_chunk_is_404_with_leave_to_read_the_error(either):
-    for path in ("/data/d/vol/64-128_0-64", "/data/d/nowhere/at/all", "/data/d/vol", "/data/d/vol/", "/data/d/"):
+    for path in (
+        "/data/d/vol/64-128_0-64",
+        "/data/d/nowhere/at/all",
+        "/data/d/vol",
+        "/data/d/vol/",
+        "/data/d/",
+    ):
         status, headers, _ = ask(either, path)
         assert status == 404, path
         assert headers["access-control-allow-origin"] == "*"
@@ -322,14 +329,14 @@ def test_a_file_that_cannot_be_opened_is_an_error_that_says_so(folder):
         # Room for no file more than are open now.
         resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno(), hard))
         try:
-            with pytest.raises(StorageError, match="cannot read .*chunk: Too many open files"):
+            with pytest.raises(StorageError, match=r"cannot read .*chunk: Too many open files"):
                 local.answer("vol/chunk", Asked())
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_folder_that_does_not_exist_is_refused_before_anything_starts(tmp_path):
-    with pytest.raises(NotFoundError, match="no folder at .*nowhere: check the name"):
+    with pytest.raises(NotFoundError, match=r"no folder at .*nowhere: check the name"):
         create_app([Mount("d", f"file://{tmp_path}/nowhere")])
 
 
@@ -341,7 +348,7 @@ def test_memory_cannot_be_served():
 def test_a_port_that_is_taken_is_refused_with_a_way_out():
     taken = listen("127.0.0.1", 0)
     port = taken.getsockname()[1]
-    with pytest.raises(SpecError, match=f"cannot listen on 127.0.0.1:{port} .*give another --port"):
+    with pytest.raises(SpecError, match=rf"cannot listen on 127.0.0.1:{port} .*give another --port"):
         listen("127.0.0.1", port)
     taken.close()
 

@@ -38,7 +38,8 @@ def test_a_written_range_is_read_back(first, last):
 
 
 @pytest.mark.parametrize(
-    "header", [None, "", "bytes=", "bytes=-", "bytes=5-2", "bytes=0-1,4-5", "items=0-1", "bytes=a-b", "bytes=1-2-3"]
+    "header",
+    [None, "", "bytes=", "bytes=-", "bytes=5-2", "bytes=0-1,4-5", "items=0-1", "bytes=a-b", "bytes=1-2-3"],
 )
 def test_what_is_no_single_range_asks_for_the_whole(header):
     assert parse_range(header) is None

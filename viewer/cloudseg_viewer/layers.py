@@ -153,7 +153,7 @@ def _segmentation(facts: LayerFacts) -> Json:
 def _source(facts: LayerFacts, source: str) -> str | Json:
     if not facts.lacking:
         return source
-    return {"url": source, "subsources": {part: False for part in sorted(facts.lacking)}}
+    return {"url": source, "subsources": dict.fromkeys(sorted(facts.lacking), False)}
 
 
 def _number(value: float) -> int | float:

@@ -170,7 +170,9 @@ def build_link(
         server = _checked_server(server)
     elif not all(address_of(facts.uri).scheme in _PUBLIC_SCHEMES for facts in layers):
         server = DEFAULT_SERVER
-    pairs = [(facts, layer_source(facts.uri, root=root, server=server, spelling=spelling)) for facts in layers]
+    pairs = [
+        (facts, layer_source(facts.uri, root=root, server=server, spelling=spelling)) for facts in layers
+    ]
     name = address_of(root).path.rsplit("/", 1)[-1] or address_of(root).host
     state = viewer_state(pairs, title=f"{name} · cloudseg", focus_nm=focus_nm)
     client = PUBLIC_CLIENT if server is None else server + CLIENT_PATH
@@ -192,7 +194,7 @@ def link_for_root(root: str, server: str | None = None) -> str:
     NotFoundError
         If no volume lies there.
     """
-    from cloudseg_viewer.roots import read_root  # noqa: PLC0415  (the only reader; the rest of this module is pure)
+    from cloudseg_viewer.roots import read_root
 
     found = read_root(root)
     return build_link(found.uri, found.layers, server=server, focus_nm=found.focus_nm).url

@@ -23,7 +23,10 @@ _ROLES: tuple[Role, ...] = ("image", "mask", "affinities", "supervoxels", "segme
 
 # A sample must be enough for percentiles and quick from a bucket: at most nine boxes, each inside one chunk.
 _SAMPLE_EDGE_VX = 64
-_SAMPLE_SPOTS = ((0.5, 0.5, 0.5), *((x, y, z) for x in (0.25, 0.75) for y in (0.25, 0.75) for z in (0.25, 0.75)))
+_SAMPLE_SPOTS = (
+    (0.5, 0.5, 0.5),
+    *((x, y, z) for x in (0.25, 0.75) for y in (0.25, 0.75) for z in (0.25, 0.75)),
+)
 
 # Enough to fill the picture with neurites, few enough to load in a moment.
 _SHOWN_SEGMENTS = 24
@@ -112,7 +115,9 @@ def _image_of(objects: Objects) -> str | None:
     try:
         image = tomllib.loads(text.decode()).get("image")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{objects.uri}/pipeline/spec.toml is no TOML ({error}); restore it from the run") from error
+        raise SpecError(
+            f"{objects.uri}/pipeline/spec.toml is no TOML ({error}); restore it from the run"
+        ) from error
     if image is None:
         return None
     if not isinstance(image, str):
@@ -156,7 +161,9 @@ def _lacking(raw: Mapping[str, Any], objects: Objects) -> frozenset[str]:
     """Parts that are named but whose own ``info`` is not there, by Neuroglancer's names for them."""
     parts = {"mesh": "mesh", "skeletons": "skeletons", "segment_properties": "properties"}
     return frozenset(
-        part for key, part in parts.items() if key in raw and not objects.exists(f"{str(raw[key]).strip('/')}/info")
+        part
+        for key, part in parts.items()
+        if key in raw and not objects.exists(f"{str(raw[key]).strip('/')}/info")
     )
 
 
@@ -223,7 +230,9 @@ def contrast_of(samples: list[Array]) -> Contrast | None:
     if values.dtype == np.uint8:
         return Contrast(low, high, (0.0, 255.0))
     margin = 0.25 * (high - low)
-    window = (low - margin, high + margin) if values.dtype.kind == "f" else (max(0.0, low - margin), high + margin)
+    window = (
+        (low - margin, high + margin) if values.dtype.kind == "f" else (max(0.0, low - margin), high + margin)
+    )
     return Contrast(low, high, window)
 
 

@@ -54,7 +54,9 @@ def viewer_state(
         "dimensions": {
             axis: [_metres(size), "m"] for axis, size in zip("xyz", base.voxel_size_nm, strict=True)
         },
-        "position": [math.floor(p / s + 1e-6) + 0.5 for p, s in zip(focus_nm, base.voxel_size_nm, strict=True)],
+        "position": [
+            math.floor(p / s + 1e-6) + 0.5 for p, s in zip(focus_nm, base.voxel_size_nm, strict=True)
+        ],
         "crossSectionScale": round(min(extent / _PANEL_PX, _MAX_VOXELS_PER_PX), 4),
         "projectionOrientation": list(_ORIENTATION),
         "projectionScale": round(min(1.5 * extent, 2 * _MAX_VOXELS_PER_PX * _PANEL_PX), 1),
