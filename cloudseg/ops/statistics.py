@@ -86,7 +86,9 @@ def block_statistics(labels: npt.NDArray[Any], *, box: Box, core: Box) -> Segmen
     if labels.shape != box.shape:
         raise SpecError(f"labels of shape {labels.shape} do not cover the box {box} of shape {box.shape}")
     if labels.dtype.kind != "u":
-        raise SpecError(f"labels must be unsigned integers, got dtype {labels.dtype}: ids never pass through floats")
+        raise SpecError(
+            f"labels must be unsigned integers, got dtype {labels.dtype}: ids never pass through floats"
+        )
     if core.stop != box.stop or not box.contains(core):
         raise SpecError(f"core {core} must be the upper part of the box {box} that was read")
     skip = tuple(c - b for c, b in zip(core.start, box.start, strict=True))
@@ -171,7 +173,7 @@ def describe(
     for what, corner in (("start", table.start_vx), ("stop", table.stop_vx)):
         for axis, name in enumerate("xyz"):
             columns[f"{what}_{name}_nm"] = corner[:, axis] * size[axis]
-    columns["on_border"] = at_border.any(axis=1)
+    columns["on_border"] = np.asarray(at_border.any(axis=1))
     return columns
 
 
@@ -187,7 +189,7 @@ def partition_of(ids: npt.NDArray[np.uint64], *, n_partitions: int) -> Ints:
     return (mixed % np.uint64(n_partitions)).astype(np.int64)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _slot(key: int, keys: Any, slots: Any, ids: Any, table: Any, n: int) -> tuple[int, int]:
     # Open addressing; capacity is a power of two and never more than half full.
     mask = np.uint64(len(keys) - 1)
@@ -205,8 +207,8 @@ def _slot(key: int, keys: Any, slots: Any, ids: Any, table: Any, n: int) -> tupl
     return n, n + 1
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _grow(keys: Any, slots: Any, ids: Any, table: Any, n: int, capacity: int) -> tuple[Any, Any, Any, Any]:
+@numba.njit(cache=True)
+def _grow(ids: Any, table: Any, n: int, capacity: int) -> tuple[Any, Any, Any, Any]:
     new_keys = np.zeros(capacity, np.uint64)
     new_slots = np.full(capacity, -1, np.int64)
     new_ids = np.zeros(capacity // 2, np.uint64)
@@ -223,7 +225,7 @@ def _grow(keys: Any, slots: Any, ids: Any, table: Any, n: int, capacity: int) ->
     return new_keys, new_slots, new_ids, new_table
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _accumulate(labels: Any, skip: Any, origin: Any) -> tuple[Any, Any]:
     """Columns: count, sums x y z, starts, stops, faces across x y z."""
     nx, ny, nz = labels.shape
@@ -239,7 +241,7 @@ def _accumulate(labels: Any, skip: Any, origin: Any) -> tuple[Any, Any]:
             # A row can bring at most 4 new labels a voxel: itself and three lower neighbours.
             while n + 4 * nx > capacity // 2:
                 capacity *= 2
-                keys, slots, ids, table = _grow(keys, slots, ids, table, n, capacity)
+                keys, slots, ids, table = _grow(ids, table, n, capacity)
             i = skip[0]
             while i < nx:
                 label = labels[i, j, k]

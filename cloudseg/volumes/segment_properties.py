@@ -50,8 +50,11 @@ def segment_properties_info(
     """
     ids = np.asarray(ids, np.uint64)
     order = np.argsort(ids, kind="stable")
-    if len(np.unique(ids)) != len(ids):
-        raise SpecError(f"segment properties want each id once, got {len(ids)} ids of which {len(np.unique(ids))} differ")
+    n_different = len(np.unique(ids))
+    if n_different != len(ids):
+        raise SpecError(
+            f"segment properties want each id once, got {len(ids)} ids of which {n_different} differ"
+        )
     properties: list[dict[str, Any]] = []
     if labels is not None:
         _same_length(len(labels), ids, what="labels")
@@ -61,7 +64,9 @@ def segment_properties_info(
         for name in names:
             _same_length(len(tags[name][0]), ids, what=f"tag {name!r}")
             if not _TAG.match(name):
-                raise SpecError(f"a tag must hold no space and begin with no '#', got {name!r}; write e.g. 'on_border'")
+                raise SpecError(
+                    f"a tag must hold no space and begin with no '#', got {name!r}; write e.g. 'on_border'"
+                )
         carried = np.stack([np.asarray(tags[name][0], bool)[order] for name in names], axis=1)
         properties.append(
             {
@@ -76,7 +81,13 @@ def segment_properties_info(
         _same_length(len(values), ids, what=f"number {name!r}")
         data_type, exact = _numbers(np.asarray(values)[order])
         properties.append(
-            {"id": name, "type": "number", "description": description, "data_type": data_type, "values": exact}
+            {
+                "id": name,
+                "type": "number",
+                "description": description,
+                "data_type": data_type,
+                "values": exact,
+            }
         )
     return {
         "@type": "neuroglancer_segment_properties",
@@ -85,7 +96,7 @@ def segment_properties_info(
 
 
 def write_segment_properties(objects: Objects, info: Mapping[str, Any]) -> None:
-    """Store ``info`` as ``segment_properties/info`` of the segmentation that ``objects`` opens (same bytes each time)."""
+    """Store ``info`` as ``segment_properties/info`` of the segmentation that ``objects`` opens."""
     objects.put(f"{KEY}/info", json.dumps(info, separators=(",", ":")).encode())
 
 

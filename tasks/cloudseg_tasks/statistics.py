@@ -21,7 +21,7 @@ from cloudseg.ops.statistics import SegmentTable, block_statistics, describe, me
 from cloudseg.specs import BoxField
 from cloudseg.tasking.steps import Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
-from cloudseg.volumes.objects import Objects
+from cloudseg.volumes import update_info
 from cloudseg.volumes.protocol import Positive3
 from cloudseg.volumes.segment_properties import KEY, segment_properties_info, write_segment_properties
 
@@ -123,7 +123,9 @@ class SegmentPropertiesTask(Task):
                 table = pq.read_table(io.BytesIO(data), columns=wanted)
                 n_all += table.num_rows
                 kept = table if kept is None else pa.concat_tables([kept, table])
-                kept = kept.sort_by([("n_voxels", "descending"), ("id", "ascending")]).slice(0, self.max_segments)
+                kept = kept.sort_by([("n_voxels", "descending"), ("id", "ascending")]).slice(
+                    0, self.max_segments
+                )
         assert kept is not None
         columns = {name: kept[name].to_numpy() for name in wanted}
         volume = columns["volume_um3"]
@@ -181,7 +183,9 @@ class StatisticsStage(Stage):
 
         def measure() -> Iterator[Task]:
             for core in tile(bounds, self.block_shape):
-                yield StatisticsTask(core=core, src_uri=layer.uri, dst_uri=graph_uri, n_partitions=n_partitions)
+                yield StatisticsTask(
+                    core=core, src_uri=layer.uri, dst_uri=graph_uri, n_partitions=n_partitions
+                )
 
         def merge() -> Iterator[Task]:
             for part in range(n_partitions):
@@ -226,9 +230,7 @@ def _announce(site: Site, uri: str) -> None:
     """Name the properties in the segmentation's ``info``; an empty list stands there until the task has run."""
     objects = site.open_objects(uri)
     objects.put_if_absent(f"{KEY}/info", json.dumps(_EMPTY_PROPERTIES).encode())
-    info = json.loads(objects.get("info"))
-    if info.get(KEY) != KEY:
-        objects.put("info", json.dumps({**info, KEY: KEY}).encode())
+    update_info(uri, **{KEY: KEY})
 
 
 def _partial_bytes(table: SegmentTable) -> bytes:

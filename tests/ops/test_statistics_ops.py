@@ -84,7 +84,9 @@ def test_physical_columns_have_voxel_centres_and_the_border_flag():
 
 def test_no_tables_give_an_empty_table():
     assert len(merge_statistics([])) == 0
-    empty = block_statistics(np.zeros((2, 2, 2), np.uint8), box=Box.of_shape((2, 2, 2)), core=Box.of_shape((2, 2, 2)))
+    empty = block_statistics(
+        np.zeros((2, 2, 2), np.uint8), box=Box.of_shape((2, 2, 2)), core=Box.of_shape((2, 2, 2))
+    )
     assert len(merge_statistics([empty, empty])) == 0
 
 
