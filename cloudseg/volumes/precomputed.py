@@ -26,7 +26,7 @@ from cloudseg.volumes.compressed_files import compressed_chunks, read_compressed
 from cloudseg.volumes.infofile import InfoFile, new_document
 from cloudseg.volumes.kvstore import context, kvstore_spec, open_kvstore, threads_context, translated
 from cloudseg.volumes.protocol import Array, VolumeInfo
-from cloudseg.volumes.shards import array_in_memory, array_spec, build_shards, check_present
+from cloudseg.volumes.shards import array_in_memory, array_spec, build_shards, check_zeros
 
 _MISSING = re.compile(r"chunk \{[-\d, ]+\} stored at .* is missing", re.DOTALL)
 
@@ -132,8 +132,10 @@ class PrecomputedVolume:
         if self._local_folder and (files := self._compressed(box)):
             return self._read_compressed(box, files, missing=missing)
         planar = self._read_array(self._array(missing), box)
-        if self._info.sharding is not None and missing == "error":
-            check_present(planar, box, info=self._info, scale=self._scale, address=self._address)
+        if self._info.sharding is not None:
+            check_zeros(
+                planar, box, missing=missing, info=self._info, scale=self._scale, address=self._address
+            )
         return planar
 
     def _read_array(self, array: ts.TensorStore, box: Box) -> Array:

@@ -54,8 +54,10 @@ def build_shards(planar: Array, box: Box, *, info: VolumeInfo, scale: dict[str, 
     return {name.removeprefix(prefix).decode(): bytes(memory[name]) for name in names}
 
 
-def check_present(planar: Array, box: Box, *, info: VolumeInfo, scale: dict[str, Any], address: Address) -> None:
-    """Make sure that what reads as zeros was written as zeros.
+def check_zeros(
+    planar: Array, box: Box, *, missing: str, info: VolumeInfo, scale: dict[str, Any], address: Address
+) -> None:
+    """Make sure that what reads as zeros was written as zeros, or is really absent where that is allowed.
 
     Parameters
     ----------
@@ -63,13 +65,17 @@ def check_present(planar: Array, box: Box, *, info: VolumeInfo, scale: dict[str,
         ``(x, y, z, c)``, what was read.
     box
         Where from.
+    missing
+        ``error`` or ``zero``: what an absent chunk means.
     info, scale, address
         The scale, its entry in the info document, and where the volume lies.
 
     Raises
     ------
     MissingChunkError
-        If a chunk of the box is in no shard.
+        If a chunk of the box is in no shard, and ``missing`` is ``error``.
+    CorruptDataError
+        If a shard is empty or cut short, which tensorstore takes for an absent chunk.
     """
     empty = []
     for index, chunk in chunks_of(box, info):
@@ -86,7 +92,7 @@ def check_present(planar: Array, box: Box, *, info: VolumeInfo, scale: dict[str,
         shards = ts.KvStore.open(_sharded_spec(folder, scale), context=context()).result()
         found = [(chunk, shards.read(chunk_key(index, bits))) for index, chunk in empty]
         for chunk, read in found:
-            if read.result().state == "missing":
+            if read.result().state == "missing" and missing == "error":
                 raise missing_chunk(box, uri=address.uri, detail=f"chunk {chunk_name(chunk)} is in no shard")
 
 
