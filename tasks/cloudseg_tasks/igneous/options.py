@@ -81,5 +81,5 @@ class SkeletonOptions(FrozenModel):
     soma_invalidation_scale: PositiveFloat = 2.0
     soma_invalidation_const_nm: PositiveFloat = 300.0
     dust_vx: NonNegativeInt = 500
-    min_cable_nm: NonNegativeFloat = 400.0
-    tick_nm: NonNegativeFloat = 700.0
+    min_cable_nm: NonNegativeFloat = 200.0
+    tick_nm: NonNegativeFloat = 400.0
