@@ -1,0 +1,1 @@
+"""The command line: arguments become a specification, a call, and text."""

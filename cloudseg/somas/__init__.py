@@ -1,0 +1,1 @@
+"""The soma catalogue: nothing is here yet."""

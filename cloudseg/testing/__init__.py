@@ -1,0 +1,1 @@
+"""What tests share and users may too: phantoms with exact truth, small tasks, emulators of buckets."""

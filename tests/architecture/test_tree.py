@@ -173,6 +173,24 @@ def loads_unsafely(call: ast.Call) -> bool:
     return UNPICKLERS.fullmatch(name) is not None
 
 
+def test_every_part_has_its_place_in_the_layers():
+    """import-linter checks the modules that the contract names; a new one must not stay outside of it."""
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [contract["layers"] for contract in settings["contracts"] if contract["id"] == "layers"]
+    placed = {name.strip() for layer in layers for name in layer.split("|")}
+    parts = {
+        f"cloudseg.{path.stem}"
+        for path in (REPOSITORY / "cloudseg").iterdir()
+        if path.suffix == ".py" or is_package(path)
+    }
+    assert parts - {"cloudseg.__init__"} <= placed
+    assert {"cloudseg_tasks", "cloudseg_viewer"} <= placed
+
+
+def is_package(path: Path) -> bool:
+    return (path / "__init__.py").is_file()
+
+
 def test_nothing_is_unpickled():
     """A pickle runs what its writer wrote; messages, models and stored objects are data."""
     for path in modules():
