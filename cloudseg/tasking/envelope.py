@@ -70,14 +70,17 @@ class Envelope(FrozenModel):
 
 @dataclass(frozen=True, slots=True)
 class ForeignTask:
-    """An igneous message found in one of our queues: its payload, to be judged by the igneous adapter."""
+    """An igneous message found in one of our queues: its payload, to be judged by the igneous adapter.
 
-    payload: dict[str, Any]
+    The payload is task-queue's: a mapping with a ``class``, or ``[[module, name], arguments, keywords, id]``.
+    """
+
+    payload: dict[str, Any] | list[Any]
 
     @property
     def name(self) -> str:
-        """The igneous class that the message names."""
-        return str(self.payload["class"])
+        """The igneous class or function that the message names."""
+        return str(self.payload["class"] if isinstance(self.payload, dict) else self.payload[0][-1])
 
 
 def to_payload(envelope: Envelope) -> list[Any]:
@@ -113,6 +116,8 @@ def parse_message(message: bytes | str) -> Envelope | ForeignTask:
             f"with a 'class', got {_excerpt(message)}"
         )
     address, args, kwargs, _ = payload
+    if len(address) == 2 and str(address[0]).partition(".")[0] == "igneous":
+        return ForeignTask(payload)
     if tuple(map(str, address)) != WIRE_FUNCTION:
         raise UnknownTaskError(
             f"a queue message calls {'.'.join(map(str, address))!r}, but workers only run "

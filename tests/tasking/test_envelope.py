@@ -33,6 +33,9 @@ def test_an_igneous_message_is_recognised_and_kept_whole():
     payload = {"class": "DownsampleTask", "mip": 2}
     assert parse_message(json.dumps({"payload": payload, "id": "1"})) == ForeignTask(payload)
     assert ForeignTask(payload).name == "DownsampleTask"
+    function = [["igneous.tasks.image.image", "CountVoxelsTask"], ["gs://bucket/layer"], {"mip": 0}, -1]
+    assert parse_message(json.dumps({"payload": function, "id": "1"})) == ForeignTask(function)
+    assert ForeignTask(function).name == "CountVoxelsTask"
 
 
 @pytest.mark.parametrize(

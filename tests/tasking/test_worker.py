@@ -75,21 +75,22 @@ def test_poisoned_messages_go_to_the_dead_letters_with_the_reason_and_are_never_
     _put(queue, "c", {"payload": [["os", "system"], [f"touch {marker}"], {}, -1]})
     _put(queue, "d", {"payload": {"class": "PrintTask", "txt": "hello"}})
     _put(queue, "e", {"payload": {"class": "os.system", "command": f"touch {marker}"}})
+    _put(queue, "f", {"payload": [["igneous.os", "system"], [f"touch {marker}"], {}, -1]})
     unknown = Envelope(root=root, step="stage.step", task={"kind": "nonsense/9"})
     invalid = Envelope(root=root, step="stage.step", task={"kind": "test_note/1", "folder": str(folder)})
     hopeless = wrap(FailTask(folder=str(folder), name="spec", how="spec"))
     queue.insert([unknown, invalid, hopeless, wrap(NoteTask(folder=str(folder), name="good"))])
-    report = work(queue.uri, DRAIN)
-    assert (report.n_done, report.n_dead) == (1, 8)
+    assert work(queue.uri, DRAIN) == WorkerReport(n_done=1, n_dead=9)
     assert not marker.exists()
     assert (folder / "spec").read_bytes() == b"x"  # a wrong request is not tried again
     reasons = {letter.id: letter.reason for letter in queue.dead()}
-    assert len(reasons) == 8
+    assert len(reasons) == 9
     assert "must be JSON, got nothing" in reasons["a"]
     assert "must be JSON" in reasons["b"]
     assert "calls 'os.system', but workers only run" in reasons["c"]
-    assert "PrintTask" in reasons["d"]
-    assert "os.system" in reasons["e"]
+    assert "unknown igneous task 'PrintTask'; this worker runs:" in reasons["d"]
+    assert "unknown igneous task 'os.system'; this worker runs:" in reasons["e"]
+    assert "unknown igneous task 'igneous.os.system'; this worker runs:" in reasons["f"]
     letters = {letter.task_id: letter.reason for letter in receipts.dead()}
     assert "unknown task kind 'nonsense/9'; this worker has:" in letters[unknown.task_id]
     assert "missing key 'name'" in letters[invalid.task_id]
