@@ -48,6 +48,25 @@ def whole_numbers(text: str | None, *, option: str) -> XYZ | None:
     return (x, y, z)
 
 
+def ids(text: str, *, option: str) -> tuple[int, ...]:
+    """Read ``0,5,17``, ids from 0 up; ``none`` is the empty list.
+
+    Raises
+    ------
+    SpecError
+        If it is something else.
+    """
+    if text.strip() == "none":
+        return ()
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = (-1,)
+    if min(values) < 0 or max(values) >= 2**64:
+        raise SpecError(f"{option} is written as ids from 0 up, e.g. 0,5,17, or none; got {text!r}")
+    return values
+
+
 def numbers(values: Iterable[float]) -> str:
     """Write numbers the way options read them."""
     return ",".join(str(value) if isinstance(value, int) else f"{value:g}" for value in values)
