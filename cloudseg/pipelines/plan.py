@@ -17,6 +17,7 @@ from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import OpenVolume, Task
 from cloudseg.volumes import open_objects as _open_objects
 from cloudseg.volumes import open_volume as _open_volume
+from cloudseg.volumes.addresses import Address
 from cloudseg.volumes.objects import Objects
 from cloudseg.volumes.protocol import VolumeInfo
 
@@ -92,6 +93,10 @@ def plan(
     SpecError
         If a stage does not fit: the message begins with the stage's name.
     """
+    if Address.parse(spec.root).is_read_only:
+        raise SpecError(
+            f"root {spec.root} is a web address, which is read-only; use file://, gs:// or s3:// instead"
+        )
     volume = open_volume(spec.image)
     # One voxel proves that the address, the rights and the codec work: better now than in each of the tasks.
     volume.read(Box.of_shape((1, 1, 1), at=volume.info.bounds.start))
