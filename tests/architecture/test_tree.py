@@ -219,6 +219,20 @@ def test_the_search_for_unpickling_finds_it(code, unsafe):
     assert loads_unsafely(call) is unsafe
 
 
+def test_every_benchmark_is_run_by_a_test():
+    """On a tiny input, so that it cannot rot between the days when somebody wants its figures."""
+    tests = "\n".join(
+        path.read_text() for path in tracked() if path.name.startswith("test_") and path != Path(__file__)
+    )
+    for path in tracked():
+        if (
+            path.parent == REPOSITORY / "benchmarks"
+            and path.suffix == ".py"
+            and not path.stem.startswith("_")
+        ):
+            assert re.search(rf"\b{path.stem}(?:\.py)?\b", tests), f"no test runs benchmarks/{path.name}"
+
+
 def test_tests_have_unique_names():
     """With importmode=importlib two files of one name are allowed; a reader of a failure would still mix them up."""
     names = [path.name for path in tracked() if path.name.startswith("test_") and path.suffix == ".py"]
