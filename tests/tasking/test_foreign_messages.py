@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cloudseg.tasking.file_queue import FileQueue
+from cloudseg.tasking.queue import QueueCounts
+from cloudseg.tasking.worker import WorkerOptions, WorkerReport, work
+
+
+@pytest.mark.filterwarnings("ignore")  # igneous and what it imports warn of their own futures
+def test_tasks_that_a_stock_igneous_client_queued_are_run_by_our_worker(queue: FileQueue, tmp_path: Path):
+    from cloudvolume import CloudVolume
+    from igneous.task_creation import create_downsampling_tasks
+    from taskqueue import TaskQueue
+
+    layer = f"file://{tmp_path}/layer"
+    labels = (
+        np.random.default_rng(5)
+        .integers(0, 9, (8, 8, 8), dtype=np.uint64)
+        .repeat(8, 0)
+        .repeat(8, 1)
+        .repeat(8, 2)
+    )
+    CloudVolume.from_numpy(
+        labels,
+        vol_path=layer,
+        resolution=(8, 8, 8),
+        chunk_size=(32, 32, 32),
+        layer_type="segmentation",
+        compress=None,
+    )
+    tasks = create_downsampling_tasks(
+        layer, mip=0, num_mips=1, factor=(2, 2, 2), fill_missing=False, compress=None
+    )
+    TaskQueue(queue.uri, n_threads=0, progress=False).insert(tasks)
+    n_tasks = queue.counts().ready
+    assert n_tasks >= 1
+    options = WorkerOptions(until_empty=True, threads_per_process=1, backoff_s=0)
+    assert work(queue.uri, options) == WorkerReport(n_done=n_tasks)
+    assert queue.counts() == QueueCounts(ready=0, leased=0, dead=0)
+    coarse = CloudVolume(layer, mip=1, progress=False)[:][..., 0]
+    np.testing.assert_array_equal(coarse, labels[::2, ::2, ::2])
