@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from typing import Any
 
@@ -28,8 +28,8 @@ _ICON = (
     '<circle cx="8" cy="6" r="2.6" fill="#7fd1c7"/></svg>'
 )
 
-# How long requests under way may take when the server is told to stop; event streams never end by themselves.
-_GRACE_S = 2
+# How long requests under way may take when the server is told to stop.
+_GRACE_S = 5
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -37,7 +37,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def create_app(mounts: Sequence[Mount], *, links: Mapping[str, str] | None = None) -> App:
+def create_app(mounts: Sequence[Mount], *, links: Mapping[str, str] | None = None) -> Application:
     """Return the application that serves ``mounts`` and the Neuroglancer client.
 
     =========================  ====================================================
@@ -61,10 +61,11 @@ def create_app(mounts: Sequence[Mount], *, links: Mapping[str, str] | None = Non
     """
     folders = {mount.name: open_folder(mount.uri) for mount in mounts}
     api = FastAPI(title="cloudseg", docs_url=None, redoc_url=None, openapi_url=None)
-    api.include_router(client_router())
+    closing = threading.Event()
+    api.include_router(client_router(closing=closing.is_set))
     _add_data(api, folders)
     _add_pages(api, folders, dict(links or {}))
-    return _CrossOrigin(api)
+    return Application(api, closing)
 
 
 def _add_data(api: FastAPI, folders: Mapping[str, Folder]) -> None:
@@ -109,17 +110,27 @@ def _add_pages(api: FastAPI, folders: Mapping[str, Folder], links: Mapping[str, 
         return Response(_ICON, media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
 
 
-class _CrossOrigin:
-    """Lets pages of any origin read, errors included: a viewer elsewhere must be able to tell a 404 from no answer.
+class Application:
+    """The routes, with leave for pages of any origin to read, errors included.
 
-    Reading is all there is, and no cookie or credential is involved, so ``*`` gives nothing away that the address
-    does not. It stands outside the framework, whose own answer to a crash would otherwise go out without headers.
+    A viewer elsewhere must be able to tell a 404 from no answer. Reading is all there is, and no cookie or
+    credential is involved, so ``*`` gives nothing away that the address does not. It stands outside the framework,
+    whose own answer to a crash would otherwise go out without headers.
+
+    Parameters
+    ----------
+    app
+        The routes.
+    closing
+        Set when the server is told to stop; streams without an end take it as theirs.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, closing: threading.Event) -> None:
         self._app = app
+        self.closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (the ASGI protocol)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -185,13 +196,15 @@ def base_url(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(app: App, sock: socket.socket, *, access_log: bool = False) -> None:
+def run(app: Application, sock: socket.socket, *, access_log: bool = False) -> None:
     """Serve until SIGINT or SIGTERM."""
-    _server(app, access_log=access_log).run(sockets=[sock])
+    # The server ends in good order and then raises the signal again; Ctrl-C is how one ends it, and no failure.
+    with suppress(KeyboardInterrupt):
+        _server(app, access_log=access_log).run(sockets=[sock])
 
 
 @contextmanager
-def running(app: App, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+def running(app: Application, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve in a thread of this process, for notebooks and tests; yields the base URL.
 
     >>> with running(create_app([])) as url:  # doctest: +SKIP
@@ -211,14 +224,26 @@ def running(app: App, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str
         sock.close()
 
 
-def _server(app: App, *, access_log: bool) -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="info" if access_log else "warning",
-            access_log=access_log,
-            lifespan="off",
-            timeout_graceful_shutdown=_GRACE_S,
-            server_header=False,
-        )
+class _Server(uvicorn.Server):
+    """Tells the application before it waits for the connections to end."""
+
+    def __init__(self, app: Application, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._application = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close down."""
+        self._application.closing.set()
+        await super().shutdown(sockets)
+
+
+def _server(app: Application, *, access_log: bool) -> _Server:
+    config = uvicorn.Config(
+        app,
+        log_level="info" if access_log else "warning",
+        access_log=access_log,
+        lifespan="off",
+        timeout_graceful_shutdown=_GRACE_S,
+        server_header=False,
     )
+    return _Server(app, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,12 +55,19 @@ def client_folder() -> Path:
     return folder
 
 
-def client_router(folder: Path | None = None) -> APIRouter:
+def client_router(folder: Path | None = None, *, closing: Callable[[], bool]) -> APIRouter:
     """Return the routes of the client: ``/v/0/`` and its stubs.
 
     The client is built to be driven from Python: without an event stream to listen to, and somewhere to put its
     state, it shows "Disconnected from Python server" for ever. Ours keeps its state in the link alone, so the
     stream says nothing and what is put is forgotten.
+
+    Parameters
+    ----------
+    folder
+        The client's files; those of the installed package when None.
+    closing
+        Whether the server is about to end: then the stream ends as well.
     """
     files = client_folder() if folder is None else folder
     router = APIRouter(include_in_schema=False)
@@ -79,7 +86,7 @@ def client_router(folder: Path | None = None) -> APIRouter:
     @router.get(f"/events/{_TOKEN}")
     async def events(request: Request) -> StreamingResponse:
         return StreamingResponse(
-            _silence(request), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            _silence(request, closing), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
         )
 
     @router.post(f"/state/{_TOKEN}")
@@ -93,10 +100,10 @@ def client_router(folder: Path | None = None) -> APIRouter:
     return router
 
 
-async def _silence(request: Request) -> AsyncIterator[bytes]:
+async def _silence(request: Request, closing: Callable[[], bool]) -> AsyncIterator[bytes]:
     yield b": ok\n\n"
     waited_s = 0.0
-    while not await request.is_disconnected():
+    while not closing() and not await request.is_disconnected():
         await asyncio.sleep(_POLL_S)
         waited_s += _POLL_S
         if waited_s >= _KEEP_ALIVE_S:

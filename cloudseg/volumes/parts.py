@@ -96,7 +96,9 @@ class Parts:
             raise EOFError(f"byte {start} lies behind the end of {self.uri}/{key}")
         if result.state == "missing":
             raise NotFoundError(f"no object {key!r} in {self.uri}")
-        data = None if result.state == "unspecified" else bytes(result.value)
+        # Not every storage heeds the condition; what it sent then is no news either.
+        unchanged = result.state == "unspecified" or (known_version and _version(result) == known_version)
+        data = None if unchanged else bytes(result.value)
         # All up to the end, or less than was asked for: either way the end is known.
         ended = data is not None and (stop is None or len(data) < stop - start)
         size = start + len(data) if data is not None and ended else None
