@@ -126,7 +126,9 @@ def gcs_emulator(log: Path, *, buckets: tuple[str, ...] = ("vol",)) -> Iterator[
 
 
 @contextmanager
-def aws_emulator(log: Path, *, buckets: tuple[str, ...] = ("vol",), services: str = "s3,sqs") -> Iterator[str]:
+def aws_emulator(
+    log: Path, *, buckets: tuple[str, ...] = ("vol",), services: str = "s3,sqs"
+) -> Iterator[str]:
     """Run ministack (S3 and SQS); set the clients' environment; give its URL.
 
     Parameters
@@ -142,7 +144,12 @@ def aws_emulator(log: Path, *, buckets: tuple[str, ...] = ("vol",), services: st
         raise MissingExtraError.of("ministack", extra="test")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    settings = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": services, "HOME": str(log.parent)}
+    settings = {
+        "BIND_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(port),
+        "SERVICES": services,
+        "HOME": str(log.parent),
+    }
     with _process([sys.executable, "-m", "ministack"], log=log, environ=settings):
         _wait_for(f"{url}/_ministack/health")
         for bucket in buckets:
@@ -218,7 +225,7 @@ def _wait_for(url: str) -> None:
     end = time.monotonic() + _START_S
     while True:
         try:
-            urllib.request.urlopen(url, timeout=2).read()  # noqa: S310  (an http address of ours)
+            urllib.request.urlopen(url, timeout=2).read()
             return
         except OSError as error:
             if time.monotonic() > end:
@@ -284,7 +291,9 @@ class _FrontHandler(_Handler):
         body = self._body()
         fault = self.state.fault_for(f"{self.command} {unquote(self.path)}")
         if fault and fault.status:
-            self._answer(fault.status, [("Content-Type", "application/json")], b'{"error": {"message": "injected"}}')
+            self._answer(
+                fault.status, [("Content-Type", "application/json")], b'{"error": {"message": "injected"}}'
+            )
             return
         path, headers = self.path, {name.title(): value for name, value in self.headers.items()}
         if self.command == "POST" and "uploadType=media" in path:

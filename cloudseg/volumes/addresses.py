@@ -46,7 +46,8 @@ class Address:
         ----------
         uri
             ``memory://``, ``file://``, ``gs://``, ``s3://``, ``http(s)://`` or a plain local path. A prefix
-            ``precomputed://`` and a suffix ``|neuroglancer-precomputed:``, as Neuroglancer writes them, are accepted.
+            ``precomputed://`` and a suffix ``|neuroglancer-precomputed:``, as Neuroglancer writes them, are
+            accepted.
 
         Raises
         ------
@@ -119,7 +120,9 @@ def check_key(key: str, *, uri: str) -> str:
             f"{key!r} is no key of an object in {uri}: write parts that are not empty, '.' or '..', separated by '/'"
         )
     if key.endswith(".__lock"):
-        raise SpecError(f"{key!r} is no key of an object in {uri}: names that end in .__lock are reserved for locks")
+        raise SpecError(
+            f"{key!r} is no key of an object in {uri}: names that end in .__lock are reserved for locks"
+        )
     return key
 
 
@@ -133,5 +136,7 @@ def _folder(path: str, *, given: str, what: str) -> str:
 def _clean(path: str, *, given: str) -> str:
     parts = [part for part in path.split("/") if part]
     if any(part in (".", "..") for part in parts):
-        raise SpecError(f"{given!r} has '.' or '..' in its path, which mean nothing in a bucket: write the full path")
+        raise SpecError(
+            f"{given!r} has '.' or '..' in its path, which mean nothing in a bucket: write the full path"
+        )
     return "/".join(parts)

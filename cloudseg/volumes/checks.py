@@ -51,7 +51,9 @@ def check_read(box: Box, *, fill: int | None, missing: str, info: VolumeInfo, ur
         return
     dtype = info.numpy_dtype
     if dtype.kind == "u" and not (fill == int(fill) and 0 <= fill <= np.iinfo(dtype).max):
-        raise SpecError(f"fill={fill!r} is no value of {uri}, which holds {dtype}: 0 to {np.iinfo(dtype).max}")
+        raise SpecError(
+            f"fill={fill!r} is no value of {uri}, which holds {dtype}: 0 to {np.iinfo(dtype).max}"
+        )
 
 
 def check_write(box: Box, data: Array, *, info: VolumeInfo, uri: str) -> None:
@@ -77,7 +79,11 @@ def check_write(box: Box, data: Array, *, info: VolumeInfo, uri: str) -> None:
         order = "(x, y, z)" if info.n_channels == 1 else "(c, x, y, z)"
         raise SpecError(f"data for box {box} of {uri} must have shape {wanted} {order}, got {data.shape}")
     if data.dtype != info.numpy_dtype:
-        ids = "; ids never pass through floats" if data.dtype.kind == "f" and info.numpy_dtype.kind == "u" else ""
+        ids = (
+            "; ids never pass through floats"
+            if data.dtype.kind == "f" and info.numpy_dtype.kind == "u"
+            else ""
+        )
         raise SpecError(
             f"data for {uri} must have dtype {info.dtype}, got {data.dtype}; "
             f"convert it yourself where that is right: nothing is cast silently{ids}"
@@ -115,4 +121,3 @@ def missing_chunk(box: Box, *, uri: str, detail: str) -> MissingChunkError:
 def n_bytes(box: Box, info: VolumeInfo) -> int:
     """Uncompressed size of ``box``."""
     return math.prod(array_shape(box, info)) * info.numpy_dtype.itemsize
-

@@ -1,7 +1,8 @@
 """Chunks in local files that carry a compression ending (``.gz``, ``.br``, ...), as CloudVolume writes them.
 
-Neither Neuroglancer nor tensorstore sees such files: a volume of them looks empty. So they are looked for, and read.
-Where a chunk lies there twice, plain and compressed, nobody can tell which is newer: that is an error.
+Neither Neuroglancer nor tensorstore sees such files: a volume of them looks empty. So they are looked for,
+and read. Where a chunk lies there twice, plain and compressed, nobody can tell which is newer: that is an
+error.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import lzma
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 from cloudseg.errors import CorruptDataError, MissingExtraError
 
@@ -68,7 +70,7 @@ def read_compressed(path: str) -> bytes:
     decompress = _decompressor(ending)
     try:
         return decompress(data)
-    except Exception as error:  # each codec has errors of its own; brotli and zstandard are not imported here
+    except Exception as error:
         raise CorruptDataError(f"{path} does not decompress ({error}): write the chunk again") from error
 
 
@@ -88,7 +90,7 @@ def _decompressor(ending: str) -> Callable[[bytes], bytes]:
             return zstd
 
 
-def _module(name: str):  # type: ignore[no-untyped-def]  # a module; both come with the tasks extra
+def _module(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:

@@ -59,13 +59,16 @@ def update_info(uri: str | os.PathLike[str], **keys: Any) -> InfoFile:
     Raises
     ------
     SpecError
-        If a key is one that says what the voxels are (``scales``, ``data_type``, ...): those are fixed at creation.
+        If a key is one that says what the voxels are (``scales``, ``data_type``, ...): those are fixed at
+        creation.
     NotFoundError, VolumeFormatError
         If there is no info, or it is no JSON object.
     """
     fixed = sorted(set(keys) & set(_LAYER_KEYS))
     if fixed:
-        raise SpecError(f"the keys {fixed} of an info file say what the voxels are and are fixed; use create_volume")
+        raise SpecError(
+            f"the keys {fixed} of an info file say what the voxels are and are fixed; use create_volume"
+        )
 
     def merge(info: InfoFile | None) -> InfoFile:
         if info is None:
@@ -79,8 +82,8 @@ def update_info(uri: str | os.PathLike[str], **keys: Any) -> InfoFile:
 def change_info(uri: str | os.PathLike[str], change: Callable[[InfoFile | None], InfoFile]) -> InfoFile:
     """Apply ``change`` to the info document (None if there is none) and store the result, unless nothing changed.
 
-    The store is conditional on the document being the one that was read; if another writer was faster, ``change`` is
-    applied again to what that writer left.
+    The store is conditional on the document being the one that was read; if another writer was faster,
+    ``change`` is applied again to what that writer left.
     """
     objects = open_objects(uri)
     for _ in range(_ATTEMPTS):
@@ -92,7 +95,9 @@ def change_info(uri: str | os.PathLike[str], change: Callable[[InfoFile | None],
         text = json.dumps(new, indent=1, allow_nan=False)
         if objects.put_if_unchanged("info", text.encode(), version=version):
             return new
-    raise TransientStorageError(f"{objects.uri}/info was changed by others {_ATTEMPTS} times in a row; try again")
+    raise TransientStorageError(
+        f"{objects.uri}/info was changed by others {_ATTEMPTS} times in a row; try again"
+    )
 
 
 def scales_of(info: InfoFile, *, uri: str) -> list[VolumeInfo]:
@@ -101,7 +106,8 @@ def scales_of(info: InfoFile, *, uri: str) -> list[VolumeInfo]:
     Raises
     ------
     VolumeFormatError
-        If a key is missing, malformed, or names something that cloudseg does not read; the message says which.
+        If a key is missing, malformed, or names something that cloudseg does not read; the message says
+        which.
     """
     kind = info.get("@type", "neuroglancer_multiscale_volume")
     if kind != "neuroglancer_multiscale_volume" or not isinstance(info.get("scales"), list):
@@ -137,7 +143,9 @@ def add_scale(document: InfoFile | None, info: VolumeInfo, *, mip: int, uri: str
         _refuse_difference(existing[mip], info, mip=mip, uri=uri)
         return document
     if mip > len(existing):
-        raise SpecError(f"{uri} has {len(existing)} scales, so the next one is mip {len(existing)}, not {mip}")
+        raise SpecError(
+            f"{uri} has {len(existing)} scales, so the next one is mip {len(existing)}, not {mip}"
+        )
     if existing:
         _refuse_difference(existing[0], info, mip=mip, uri=uri, only=("layer", "dtype", "n_channels"))
         finer = existing[-1].voxel_size_nm
@@ -203,9 +211,15 @@ def _sharding(entry: Any, *, where: str) -> dict[str, Any] | None:
     if entry is None:
         return None
     if not isinstance(entry, dict) or entry.get("@type") != "neuroglancer_uint64_sharded_v1":
-        raise VolumeFormatError(f"{where}: sharding must have '@type' 'neuroglancer_uint64_sharded_v1', got {entry!r}")
+        raise VolumeFormatError(
+            f"{where}: sharding must have '@type' 'neuroglancer_uint64_sharded_v1', got {entry!r}"
+        )
     # The format's own defaults are raw, other than those we write.
-    return {"data_encoding": "raw", "minishard_index_encoding": "raw", **{k: v for k, v in entry.items() if k != "@type"}}
+    return {
+        "data_encoding": "raw",
+        "minishard_index_encoding": "raw",
+        **{k: v for k, v in entry.items() if k != "@type"},
+    }
 
 
 def _scale_entry(info: VolumeInfo) -> dict[str, Any]:
@@ -222,7 +236,10 @@ def _scale_entry(info: VolumeInfo) -> dict[str, Any]:
     if info.encoding == "jpeg":
         entry["jpeg_quality"] = _JPEG_QUALITY
     if info.sharding is not None:
-        entry["sharding"] = {"@type": "neuroglancer_uint64_sharded_v1", **info.sharding.model_dump(mode="json")}
+        entry["sharding"] = {
+            "@type": "neuroglancer_uint64_sharded_v1",
+            **info.sharding.model_dump(mode="json"),
+        }
     return entry
 
 
@@ -236,7 +253,9 @@ def _refuse_difference(
     parts = []
     for name in only or VolumeInfo.model_fields:
         a, b = getattr(have, name), getattr(want, name)
-        if name == "voxel_size_nm" and all(math.isclose(p, q, rel_tol=1e-9) for p, q in zip(a, b, strict=True)):
+        if name == "voxel_size_nm" and all(
+            math.isclose(p, q, rel_tol=1e-9) for p, q in zip(a, b, strict=True)
+        ):
             continue
         if a != b:
             parts.append(f"{name} is {_shown(a)}, asked for {_shown(b)}")

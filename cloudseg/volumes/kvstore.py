@@ -45,7 +45,8 @@ def set_threads(n: int | None) -> None:
     Parameters
     ----------
     n
-        Number of threads; None lets each core work. Child processes inherit it (environment ``CLOUDSEG_THREADS``).
+        Number of threads; None lets each core work. Child processes inherit it (environment
+        ``CLOUDSEG_THREADS``).
 
     Raises
     ------
@@ -74,7 +75,11 @@ def _context(threads: int, retries: int, file_sync: bool) -> ts.Context:
     settings: dict[str, Any] = {"cache_pool": {"total_bytes_limit": _CACHE_BYTES}, "file_io_sync": file_sync}
     for name in ("gcs", "s3", "http"):
         settings[f"{name}_request_concurrency"] = {"limit": _REQUESTS}
-        settings[f"{name}_request_retries"] = {"max_retries": retries, "initial_delay": "1s", "max_delay": "16s"}
+        settings[f"{name}_request_retries"] = {
+            "max_retries": retries,
+            "initial_delay": "1s",
+            "max_delay": "16s",
+        }
     if threads:
         settings["data_copy_concurrency"] = {"limit": threads}
         settings["file_io_concurrency"] = {"limit": threads}
@@ -99,8 +104,8 @@ def _number(variable: str, default: int) -> int:
 def kvstore_spec(address: Address) -> dict[str, Any]:
     """Return tensorstore's description of the folder at ``address``.
 
-    ``s3`` follows ``AWS_ENDPOINT_URL`` and ``AWS_REGION`` (or ``AWS_DEFAULT_REGION``), and sends no credentials if
-    ``CLOUDSEG_S3_ANONYMOUS`` is set, which public buckets need.
+    ``s3`` follows ``AWS_ENDPOINT_URL`` and ``AWS_REGION`` (or ``AWS_DEFAULT_REGION``), and sends no
+    credentials if ``CLOUDSEG_S3_ANONYMOUS`` is set, which public buckets need.
     """
     folder = address.path + "/" if address.path else ""
     match address.scheme:
@@ -124,7 +129,11 @@ def kvstore_spec(address: Address) -> dict[str, Any]:
             return spec
         case "http" | "https":
             query = f"?{address.query}" if address.query else ""
-            return {"driver": "http", "base_url": f"{address.scheme}://{address.host}/{query}", "path": folder}
+            return {
+                "driver": "http",
+                "base_url": f"{address.scheme}://{address.host}/{query}",
+                "path": folder,
+            }
         case "memory":
             raise AssertionError("memory:// does not go through tensorstore")
 
@@ -162,7 +171,9 @@ def _raise(error: Exception, uri: str, doing: str) -> Never:
     code = found[1] if found else ""
     detail = text[found.end() :] if found else text
     if "No space left" in detail or "Disk quota exceeded" in detail:
-        raise StorageError(f"no space left while trying to {doing} {uri}: free some and start again ({detail})") from error
+        raise StorageError(
+            f"no space left while trying to {doing} {uri}: free some and start again ({detail})"
+        ) from error
     if "Read-only file system" in detail:
         raise StorageError(f"cannot {doing} {uri}: its file system is read-only ({detail})") from error
     if code == "NOT_FOUND":
@@ -177,7 +188,9 @@ def _raise(error: Exception, uri: str, doing: str) -> Never:
             f"cannot reach {uri} to {doing} it: {detail}; check the network and the name of the server"
         ) from error
     if code in _TRANSIENT:
-        raise TransientStorageError(f"cannot {doing} {uri} just now, a second try may work: {detail}") from error
+        raise TransientStorageError(
+            f"cannot {doing} {uri} just now, a second try may work: {detail}"
+        ) from error
     if code in _CORRUPT and doing == "read":
         raise CorruptDataError(
             f"what is stored at {uri} is damaged: {detail}; write it again, or remove it and run the tasks that made it"

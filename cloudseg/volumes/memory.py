@@ -51,7 +51,9 @@ class MemoryVolume:
         """What it is."""
         return self._info
 
-    def read(self, box: Box, *, fill: int | None = None, missing: Literal["error", "zero"] = "error") -> Array:
+    def read(
+        self, box: Box, *, fill: int | None = None, missing: Literal["error", "zero"] = "error"
+    ) -> Array:
         """Return the voxels of ``box`` as a new array; see :class:`~cloudseg.volumes.protocol.Volume`."""
         check_read(box, fill=fill, missing=missing, info=self._info, uri=self._uri)
         out = new_array(box, self._info, fill=fill or 0)
@@ -74,7 +76,9 @@ class MemoryVolume:
         for index, chunk in chunks_of(box, self._info):
             part = data[(..., *chunk.slices_in(box))]
             # Replaced, never changed in place: a reader sees the old chunk or the new one.
-            self._chunks[index] = from_planar(np.array(to_planar(part, self._info), order="F", copy=True), self._info)
+            self._chunks[index] = from_planar(
+                np.array(to_planar(part, self._info), order="F", copy=True), self._info
+            )
 
     def __repr__(self) -> str:
         return f"MemoryVolume({self._uri}, {self._info.bounds}, {self._info.dtype})"

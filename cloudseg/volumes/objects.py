@@ -73,8 +73,8 @@ def open_objects(uri: str | os.PathLike[str]) -> VersionedObjects:
 
     Notes
     -----
-    In a bucket, an answer can be lost after a successful ``put_if_absent``; the repeated request then finds the object
-    and returns False. A caller who must know puts its own name into the object and reads it back.
+    In a bucket, an answer can be lost after a successful ``put_if_absent``; the repeated request then finds
+    the object and returns False. A caller who must know puts its own name into the object and reads it back.
     """
     address = Address.parse(uri)
     if address.scheme == "memory":
@@ -137,10 +137,14 @@ class KvObjects:
         from cloudseg.volumes.kvstore import translated
 
         if self._address.is_read_only:
-            raise SpecError(f"a web server cannot list what it has: {self.uri}; name the objects, or use the bucket's URI")
+            raise SpecError(
+                f"a web server cannot list what it has: {self.uri}; name the objects, or use the bucket's URI"
+            )
         with translated(self.uri, "list"):
             # The least string above all that begin with the prefix: no byte of UTF-8 is 0xff.
-            within = ts.KvStore.KeyRange(prefix, prefix.encode() + b"\xff") if prefix else ts.KvStore.KeyRange()
+            within = (
+                ts.KvStore.KeyRange(prefix, prefix.encode() + b"\xff") if prefix else ts.KvStore.KeyRange()
+            )
             keys = self._store.list(within).result()
         yield from sorted(key.decode() for key in keys)
 
@@ -161,7 +165,9 @@ class KvObjects:
 
         check_key(key, uri=self.uri)
         if self._address.is_read_only:
-            raise SpecError(f"{self.uri} is a web address, which is read-only; write to file://, gs:// or s3:// instead")
+            raise SpecError(
+                f"{self.uri} is a web address, which is read-only; write to file://, gs:// or s3:// instead"
+            )
         with translated(f"{self.uri}/{key}", "write"):
             stored = self._store.write(key, data, if_equal=version).result()
         # An empty generation is tensorstore's way to say that the condition did not hold.

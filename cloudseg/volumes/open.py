@@ -17,8 +17,8 @@ def open_volume(uri: str | os.PathLike[str], *, mip: int = 0) -> Volume:
     Parameters
     ----------
     uri
-        ``memory://name``, ``file:///folder`` (or a local path), ``gs://bucket/folder``, ``s3://bucket/folder``, or
-        read-only ``http(s)://``. A prefix ``precomputed://`` is accepted.
+        ``memory://name``, ``file:///folder`` (or a local path), ``gs://bucket/folder``,
+        ``s3://bucket/folder``, or read-only ``http(s)://``. A prefix ``precomputed://`` is accepted.
     mip
         Which scale: 0 is the finest.
 
@@ -35,7 +35,9 @@ def open_volume(uri: str | os.PathLike[str], *, mip: int = 0) -> Volume:
     document = read_info(address.uri)
     infos = scales_of(document, uri=address.uri)
     if not 0 <= mip < len(infos):
-        raise SpecError(f"{address.uri} has no scale {mip}: it has {len(infos)}, numbered from 0 (the finest)")
+        raise SpecError(
+            f"{address.uri} has no scale {mip}: it has {len(infos)}, numbered from 0 (the finest)"
+        )
     if address.scheme == "memory":
         return memory_volume(address.uri, infos[mip], mip=mip)
     from cloudseg.volumes.precomputed import PrecomputedVolume
@@ -68,7 +70,9 @@ def create_volume(uri: str | os.PathLike[str], info: VolumeInfo, *, mip: int = 0
     """
     address = Address.parse(uri)
     if address.is_read_only:
-        raise SpecError(f"{address.uri} is a web address, which is read-only; write to file://, gs:// or s3:// instead")
+        raise SpecError(
+            f"{address.uri} is a web address, which is read-only; write to file://, gs:// or s3:// instead"
+        )
     if address.scheme != "memory":
         from cloudseg.volumes.precomputed import check_storable
 

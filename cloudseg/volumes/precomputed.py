@@ -70,7 +70,9 @@ class PrecomputedVolume:
         """Which scale it is: 0 is the finest."""
         return self._mip
 
-    def read(self, box: Box, *, fill: int | None = None, missing: Literal["error", "zero"] = "error") -> Array:
+    def read(
+        self, box: Box, *, fill: int | None = None, missing: Literal["error", "zero"] = "error"
+    ) -> Array:
         """Return the voxels of ``box`` as a new array; see :class:`~cloudseg.volumes.protocol.Volume`.
 
         Raises
@@ -97,20 +99,24 @@ class PrecomputedVolume:
         Raises
         ------
         SpecError
-            If box or data do not fit (see :func:`~cloudseg.volumes.checks.check_write`), or the address is read-only.
+            If box or data do not fit (see :func:`~cloudseg.volumes.checks.check_write`), or the address is
+            read-only.
         StorageError
             If the storage refuses. Each chunk (shard) is then either the old one or the new one.
         """
         check_write(box, data, info=self._info, uri=self.uri)
         if self._address.is_read_only:
-            raise SpecError(f"{self.uri} is a web address, which is read-only; write to file://, gs:// or s3:// instead")
+            raise SpecError(
+                f"{self.uri} is a web address, which is read-only; write to file://, gs:// or s3:// instead"
+            )
         if self._local_folder and (twins := self._compressed(box)):
             raise CorruptDataError(
                 f"cannot write box {box} of {self.uri}: compressed files of these chunks lie there already (e.g. "
                 f"{next(iter(twins.values()))}) and would become stale twins; remove them, or choose another address"
             )
-        # Fortran order is what tensorstore writes fastest; this is no copy if the data have it. Never let it keep a
-        # reference to them (can_reference_source_data_indefinitely): its cache would change with the caller's array.
+        # Fortran order is what tensorstore writes fastest; this is no copy if the data have it. Never let it
+        # keep a reference to them (can_reference_source_data_indefinitely): its cache would change with the
+        # caller's array.
         planar = np.asfortranarray(to_planar(data, self._info))
         with translated(self.uri, "write"):
             if self._info.sharding is None:

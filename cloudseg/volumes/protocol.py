@@ -46,7 +46,8 @@ class VolumeInfo(FrozenModel):
     layer
         ``image`` or ``segmentation``.
     encoding
-        Codec of a chunk; if not given, ``compressed_segmentation`` for a segmentation of uint32 or uint64, else ``raw``.
+        Codec of a chunk; if not given, ``compressed_segmentation`` for a segmentation of uint32 or uint64,
+        else ``raw``.
     sharding
         Set when chunks are packed into shards: then writes cover whole shards.
     """
@@ -77,14 +78,22 @@ class VolumeInfo(FrozenModel):
     @model_validator(mode="after")
     def _segmentation_is_integer(self) -> Self:
         if self.layer == "segmentation" and self.dtype == "float32":
-            raise ValueError("a segmentation holds integer ids, got dtype float32: ids never pass through floats")
+            raise ValueError(
+                "a segmentation holds integer ids, got dtype float32: ids never pass through floats"
+            )
         return self
 
     @model_validator(mode="after")
     def _codec_fits_dtype(self) -> Self:
-        allowed = {"compressed_segmentation": ("uint32", "uint64"), "jpeg": ("uint8",), "png": ("uint8", "uint16")}
+        allowed = {
+            "compressed_segmentation": ("uint32", "uint64"),
+            "jpeg": ("uint8",),
+            "png": ("uint8", "uint16"),
+        }
         if self.encoding in allowed and self.dtype not in allowed[self.encoding]:
-            raise ValueError(f"encoding {self.encoding} holds {allowed[self.encoding]}, got dtype {self.dtype}")
+            raise ValueError(
+                f"encoding {self.encoding} holds {allowed[self.encoding]}, got dtype {self.dtype}"
+            )
         return self
 
     @property
@@ -118,7 +127,9 @@ class Volume(Protocol):
         """What it is."""
         ...
 
-    def read(self, box: Box, *, fill: int | None = None, missing: Literal["error", "zero"] = "error") -> Array:
+    def read(
+        self, box: Box, *, fill: int | None = None, missing: Literal["error", "zero"] = "error"
+    ) -> Array:
         """Return the voxels of ``box`` as a new Fortran-ordered array.
 
         Parameters
@@ -126,7 +137,8 @@ class Volume(Protocol):
         box
             Any box; it need not be aligned.
         fill
-            Value of voxels outside the bounds; None raises :class:`~cloudseg.errors.BoxOutOfBoundsError` for them.
+            Value of voxels outside the bounds; None raises :class:`~cloudseg.errors.BoxOutOfBoundsError` for
+            them.
         missing
             What a chunk that was never written means: an error
             (:class:`~cloudseg.errors.MissingChunkError`), or zeros.

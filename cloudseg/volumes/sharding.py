@@ -1,8 +1,9 @@
 """Which chunks share a shard, and how many chunks should.
 
-The rules are those of the Precomputed specification: a chunk's number is the compressed Morton code of its place in
-the grid; ``preshift_bits`` low bits are dropped, the next ``minishard_bits`` pick a minishard, the next ``shard_bits``
-pick the shard. So a shard is a box of chunks, and a task that writes whole shards meets no other.
+The rules are those of the Precomputed specification: a chunk's number is the compressed Morton code of its
+place in the grid; ``preshift_bits`` low bits are dropped, the next ``minishard_bits`` pick a minishard, the
+next ``shard_bits`` pick the shard. So a shard is a box of chunks, and a task that writes whole shards meets
+no other.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def morton_axes(grid: XYZ) -> tuple[int, ...]:
 def shard_shape(info: VolumeInfo) -> XYZ:
     """Return the box of voxels that one shard holds: the grid that writes to a sharded volume must respect.
 
-    Where a shard is not a box (a hash other than ``identity``, or too few ``shard_bits`` for the grid), only the whole
-    volume covers whole shards, and its size in whole chunks is returned.
+    Where a shard is not a box (a hash other than ``identity``, or too few ``shard_bits`` for the grid), only
+    the whole volume covers whole shards, and its size in whole chunks is returned.
 
     Parameters
     ----------
@@ -76,6 +77,7 @@ def sharding_for(info: VolumeInfo, *, target_bytes: int = 256 << 20) -> Sharding
         preshift_bits=in_shard - minishard_bits,
         minishard_bits=minishard_bits,
         shard_bits=n_bits - in_shard,
-        # gzip costs ten times the rest of a write; it pays for labels, not for grey values or for JPEG and PNG.
+        # gzip costs ten times the rest of a write; it pays for labels, not for grey values or for JPEG and
+        # PNG.
         data_encoding="gzip" if info.layer == "segmentation" and info.encoding != "png" else "raw",
     )

@@ -1,8 +1,9 @@
 """Shards: building whole ones, and asking them which chunks they hold.
 
-tensorstore 0.1.86 reads sharded volumes well, but when it writes them it leaves out every chunk of zeros, and when it
-reads it takes every absent chunk for zeros, whatever it is told; a hole would look like background. So a shard is built
-here, in memory, with all its chunks, and stored by one unconditional write; and a chunk that reads as zeros is looked up.
+tensorstore 0.1.86 reads sharded volumes well, but when it writes them it leaves out every chunk of zeros, and
+when it reads it takes every absent chunk for zeros, whatever it is told; a hole would look like background.
+So a shard is built here, in memory, with all its chunks, and stored by one unconditional write; and a chunk
+that reads as zeros is looked up.
 """
 
 from __future__ import annotations

@@ -21,7 +21,13 @@ KEY = "8_8_8"
 
 
 def info_of(*, dtype="uint8", bounds=BOUNDS, target_chunks=0, **changes) -> VolumeInfo:
-    fields = {"bounds": bounds, "voxel_size_nm": (8, 8, 8), "chunk_shape": (16, 16, 16), "dtype": dtype, **changes}
+    fields = {
+        "bounds": bounds,
+        "voxel_size_nm": (8, 8, 8),
+        "chunk_shape": (16, 16, 16),
+        "dtype": dtype,
+        **changes,
+    }
     info = VolumeInfo(**fields)
     if target_chunks:
         sharding = sharding_for(info, target_bytes=target_chunks * 16**3 * info.numpy_dtype.itemsize)
@@ -37,7 +43,11 @@ def with_black_margins(info: VolumeInfo) -> np.ndarray:
 
 
 def by_tensorstore(path, mip=0) -> np.ndarray:
-    spec = {"driver": "neuroglancer_precomputed", "kvstore": {"driver": "file", "path": f"{path}/"}, "scale_index": mip}
+    spec = {
+        "driver": "neuroglancer_precomputed",
+        "kvstore": {"driver": "file", "path": f"{path}/"},
+        "scale_index": mip,
+    }
     return ts.open(spec).result().read(order="F").result()[..., 0]
 
 
@@ -57,10 +67,16 @@ def by_cloud_volume(uri: str) -> np.ndarray:
     ],
 )
 @pytest.mark.parametrize("target_chunks", [0, 4])
-def test_black_margins_and_ragged_edges_read_back_by_every_library(tmp_path, dtype, encoding, layer, target_chunks):
-    """CloudVolume reuses the bytes of one black chunk for black chunks of other shapes: its shards become unreadable."""
+def test_black_margins_and_ragged_edges_read_back_by_every_library(
+    tmp_path, dtype, encoding, layer, target_chunks
+):
+    """CloudVolume reuses the bytes of one black chunk for black chunks of other shapes: unreadable shards."""
     info = info_of(
-        dtype=dtype, encoding=encoding, layer=layer, target_chunks=target_chunks, bounds=Box((0, 0, 0), (40, 37, 45))
+        dtype=dtype,
+        encoding=encoding,
+        layer=layer,
+        target_chunks=target_chunks,
+        bounds=Box((0, 0, 0), (40, 37, 45)),
     )
     data = with_black_margins(info)
     volume = create_volume(tmp_path / "v", info)
@@ -190,8 +206,12 @@ def test_a_chunk_that_lies_there_twice_is_an_error_and_never_a_stale_pick(tmp_pa
     info = info_of()
     volume = create_volume(tmp_path / "v", info)
     volume.write(info.bounds, np.full(info.shape, 7, np.uint8))
-    CloudVolume(f"file://{tmp_path}/v", compress="gzip", progress=False)[:16, :16, :16] = np.full((16,) * 3, 3, np.uint8)
-    with pytest.raises(CorruptDataError, match=r"0-16_0-16_0-16 lies in .* more than once: 0-16_0-16_0-16, 0-16_0-16_0"):
+    CloudVolume(f"file://{tmp_path}/v", compress="gzip", progress=False)[:16, :16, :16] = np.full(
+        (16,) * 3, 3, np.uint8
+    )
+    with pytest.raises(
+        CorruptDataError, match=r"0-16_0-16_0-16 lies in .* more than once: 0-16_0-16_0-16, 0-16_0-16_0"
+    ):
         volume.read(Box((0, 0, 0), (1, 1, 1)))
     with pytest.raises(CorruptDataError, match="one of them is stale"):
         volume.write(info.bounds, np.full(info.shape, 7, np.uint8))
@@ -274,7 +294,9 @@ def test_nothing_but_chunks_and_info_is_left_in_the_folder(tmp_path):
     info = info_of()
     create_volume(tmp_path / "v", info).write(info.bounds, with_black_margins(info))
     create_volume(tmp_path / "v", info)
-    files = [file.relative_to(tmp_path / "v").as_posix() for file in (tmp_path / "v").rglob("*") if file.is_file()]
+    files = [
+        file.relative_to(tmp_path / "v").as_posix() for file in (tmp_path / "v").rglob("*") if file.is_file()
+    ]
     assert "info" in files
     assert len(files) == 1 + 3**3
     assert all("." not in name for name in files)

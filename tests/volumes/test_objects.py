@@ -49,7 +49,8 @@ def test_only_the_first_of_many_creates_an_object(uri):
     objects = open_objects(uri)
     for key in ("one", "two"):
         with ThreadPoolExecutor(8) as pool:
-            won = list(pool.map(lambda n: open_objects(uri).put_if_absent(key, str(n).encode()), range(8)))
+            claims = [pool.submit(open_objects(uri).put_if_absent, key, str(n).encode()) for n in range(8)]
+        won = [claim.result() for claim in claims]
         assert won.count(True) == 1
         assert objects.get(key) == str(won.index(True)).encode()
     objects.delete("one")
@@ -167,7 +168,9 @@ def test_a_server_that_stumbles_is_asked_again(monkeypatch, gcs):
     with pytest.raises(TransientStorageError, match="a second try may work"):
         open_objects("gs://vol/stumble").get("k")
     gcs.faults[:] = [Fault("GET .*stumble/k", status=403)]
-    with pytest.raises(StorageError, match="refused to let us read: .*; check that this account may do so") as caught:
+    with pytest.raises(
+        StorageError, match="refused to let us read: .*; check that this account may do so"
+    ) as caught:
         open_objects("gs://vol/stumble").get("k")
     assert not isinstance(caught.value, TransientStorageError)
     gcs.faults.clear()

@@ -15,8 +15,8 @@ from cloudseg.volumes import ShardingSpec, VolumeInfo, clear_memory, create_volu
 from cloudseg.volumes.addresses import Address
 from cloudseg.volumes.checks import chunks_of
 from cloudseg.volumes.precomputed import open_array
-from cloudseg.volumes.shards import build_shards, chunk_key
 from cloudseg.volumes.sharding import morton_axes
+from cloudseg.volumes.shards import build_shards, chunk_key
 
 triples = st.tuples(*[st.integers(1, 40)] * 3)
 
@@ -43,7 +43,9 @@ def test_a_shard_is_the_box_that_tensorstore_writes_at_once(tmp_path_factory, sh
         reach = tuple(math.ceil(s / c) * c for s, c in zip(info.shape, info.chunk_shape, strict=True))
         assert tuple(map(min, ours, reach)) == tuple(map(min, theirs, reach))
     else:
-        assert all(a >= b for a, b in zip(ours, info.shape, strict=True)), "only the whole volume covers whole shards"
+        assert all(a >= b for a, b in zip(ours, info.shape, strict=True)), (
+            "only the whole volume covers whole shards"
+        )
     assert info.write_grid == ours
 
 
@@ -101,7 +103,9 @@ def test_a_shard_holds_at_most_the_target_and_more_than_half_of_what_it_could(sh
 def test_a_target_of_nothing_and_shards_of_an_unsharded_volume_are_refused():
     with pytest.raises(SpecError, match="target_bytes must be positive, got 0"):
         sharding_for(volume_info((9, 9, 9)), target_bytes=0)
-    with pytest.raises(SpecError, match=r"without sharding has no shards: writes cover chunks of \(8, 8, 8\)"):
+    with pytest.raises(
+        SpecError, match=r"without sharding has no shards: writes cover chunks of \(8, 8, 8\)"
+    ):
         shard_shape(volume_info((9, 9, 9)))
 
 

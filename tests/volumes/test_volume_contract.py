@@ -174,7 +174,9 @@ def test_a_write_that_does_not_fit_is_refused_and_stores_nothing(uri, sharded):
     volume = create_volume(uri, info)
     before = list(open_objects(uri).list())
     inner = Box.of_shape((16, 16, 15), at=BOUNDS.start)
-    with pytest.raises(AlignmentError, match=r"does not cover whole chunks .* each edge must lie on the grid"):
+    with pytest.raises(
+        AlignmentError, match=r"does not cover whole chunks .* each edge must lie on the grid"
+    ):
         volume.write(inner, np.ones(inner.shape, np.uint64))
     with pytest.raises(BoxOutOfBoundsError, match="is not inside the bounds"):
         volume.write(BOUNDS.grow((1, 0, 0)), np.ones(BOUNDS.grow((1, 0, 0)).shape, np.uint64))
@@ -240,7 +242,9 @@ def test_scales_are_added_in_order_and_each_is_a_volume(uri):
 def test_other_keys_of_the_info_are_merged_and_kept(uri):
     create_volume(uri, info_of("labels"))
     update_info(uri, mesh="mesh", skeletons="skeletons")
-    create_volume(uri, info_of("labels", voxel_size_nm=(16, 16, 67), bounds=Box((2, -3, 3), (22, 10, 16))), mip=1)
+    create_volume(
+        uri, info_of("labels", voxel_size_nm=(16, 16, 67), bounds=Box((2, -3, 3), (22, 10, 16))), mip=1
+    )
     update_info(uri, skeletons=None, segment_properties="properties")
     info = read_info(uri)
     assert (info["mesh"], info["segment_properties"]) == ("mesh", "properties")
@@ -264,11 +268,17 @@ def test_where_nothing_lies_the_error_says_so(uri):
         (b"{oops", "is not JSON"),
         (b"[]", "must hold a JSON object, got list"),
         (b"{}", "describes 'neuroglancer_multiscale_volume', not a volume"),
-        (b'{"@type": "neuroglancer_skeletons"}', "describes 'neuroglancer_skeletons', not a volume of voxels"),
+        (
+            b'{"@type": "neuroglancer_skeletons"}',
+            "describes 'neuroglancer_skeletons', not a volume of voxels",
+        ),
         (b'{"scales": []}', "an empty list of scales"),
         (b'{"scales": [7]}', "scale 0 must be a JSON object, got int"),
         (b'{"scales": [{}]}', "scale 0: missing key 'chunk_sizes'"),
-        (b'{"type":"image","data_type":"uint8","scales":[{"chunk_sizes":[],"size":[1,1,"q"]}]}', "malformed: invalid lit"),
+        (
+            b'{"type":"image","data_type":"uint8","scales":[{"chunk_sizes":[],"size":[1,1,"q"]}]}',
+            "malformed: invalid lit",
+        ),
         (
             b'{"type":"image","data_type":"int8","scales":'
             b'[{"chunk_sizes":[[8,8,8]],"size":[1,1,1],"resolution":[1,1,1],"encoding":"raw"}]}',

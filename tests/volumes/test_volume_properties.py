@@ -21,9 +21,13 @@ offsets = st.integers(-20, 20)
 @st.composite
 def infos(draw):
     n_channels = draw(st.sampled_from([1, 1, 3]))
-    layer, dtype = draw(st.sampled_from([("image", "uint8"), ("image", "float32"), ("segmentation", "uint64")]))
+    layer, dtype = draw(
+        st.sampled_from([("image", "uint8"), ("image", "float32"), ("segmentation", "uint64")])
+    )
     info = VolumeInfo(
-        bounds=Box.of_shape((draw(small), draw(small), draw(small)), at=(draw(offsets), draw(offsets), draw(offsets))),
+        bounds=Box.of_shape(
+            (draw(small), draw(small), draw(small)), at=(draw(offsets), draw(offsets), draw(offsets))
+        ),
         voxel_size_nm=(4, 4, 40),
         chunk_shape=(draw(st.integers(1, 6)), draw(st.integers(2, 8)), draw(st.integers(2, 16))),
         dtype=dtype,
@@ -31,7 +35,9 @@ def infos(draw):
         n_channels=1 if layer == "segmentation" else n_channels,
     )
     if draw(st.booleans()):
-        info = info.model_copy(update={"sharding": sharding_for(info, target_bytes=draw(st.sampled_from([1, 2000, 9999])))})
+        info = info.model_copy(
+            update={"sharding": sharding_for(info, target_bytes=draw(st.sampled_from([1, 2000, 9999])))}
+        )
     return info
 
 
