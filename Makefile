@@ -28,6 +28,7 @@ $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then echo "no Python 3.11 or newer found: install one, or say make PYTHON=/path/to/python3"; exit 1; fi
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "$(PYTHON) has no working venv module: on Debian and Ubuntu install it with: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --upgrade pip  # the one that comes along may be years old and slow
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing cloudseg and what it needs into $(VENV): some minutes, once"
