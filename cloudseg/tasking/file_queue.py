@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cloudseg.errors import CloudsegError, SpecError, StorageError
+from cloudseg.errors import CloudsegError, NotFoundError, SpecError, StorageError
 from cloudseg.tasking.envelope import Envelope, to_payload
 from cloudseg.tasking.queue import DeadMessage, Lease, QueueCounts
 
@@ -45,12 +45,19 @@ class FileQueue:
     ------
     SpecError
         If the folder is a file, or cannot be made.
+    NotFoundError
+        If there is no such queue, and ``create`` is off.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, create: bool = True) -> None:
         self._uri = uri
         folder = Path(uri.removeprefix("fq://")).expanduser().absolute()
         self._folder = str(folder)
+        if not create and not (folder / "queue").is_dir():
+            raise NotFoundError(
+                f"there is no queue at {uri}: expected a folder with a folder 'queue' in it; "
+                "check the address, or put tasks into it first"
+            )
         try:
             for name in FOLDERS:
                 (folder / name).mkdir(parents=True, exist_ok=True)

@@ -105,23 +105,27 @@ class Queue(Protocol):
         ...
 
 
-def open_queue(uri: str) -> Queue:
-    """Open the queue at ``uri``, making it if it does not exist.
+def open_queue(uri: str, *, create: bool = True) -> Queue:
+    """Open the queue at ``uri``.
 
     Parameters
     ----------
     uri
         ``fq://folder``: a folder on a file system that all workers share.
+    create
+        Whether to make a queue that does not exist.
 
     Raises
     ------
     SpecError
         If ``uri`` names no kind of queue that there is.
+    NotFoundError
+        If there is no queue, and ``create`` is off.
     """
     from cloudseg.tasking.file_queue import FileQueue
 
     if uri.startswith("fq://") and len(uri) > len("fq://"):
-        return FileQueue(uri)
+        return FileQueue(uri, create=create)
     raise SpecError(f"{uri!r} is not the address of a queue: expected fq://folder, e.g. fq:///data/queue")
 
 

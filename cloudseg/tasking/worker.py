@@ -85,6 +85,8 @@ def work(
     ------
     SpecError
         If ``queue_uri`` is not the address of a queue.
+    NotFoundError
+        If there is no such queue and the options say to stop when it is empty.
     StorageError
         If the queue cannot be used. Tasks in hand are handed back first, if at all possible.
     TaskFailedError
@@ -114,7 +116,8 @@ def work(
     slots = [
         Slot(
             f"slot-{i}",
-            queue=open_queue(queue_uri),
+            # To drain a queue that is not there is a slip of the pen; to wait for one to fill is not.
+            queue=open_queue(queue_uri, create=not options.until_empty),
             options=options,
             n_threads=n_threads,
             emit=emit,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudseg.errors import SpecError, TaskFailedError
+from cloudseg.errors import NotFoundError, SpecError, TaskFailedError
 from cloudseg.tasking.envelope import Envelope
 from cloudseg.tasking.file_queue import FileQueue
 from cloudseg.tasking.process import explain_exit
@@ -263,6 +263,12 @@ def test_a_child_that_cannot_start_costs_no_task_an_attempt(
     lease = queue.lease(60)
     assert lease is not None
     assert lease.attempt == 1
+
+
+def test_a_worker_does_not_take_a_queue_that_is_not_there_for_an_empty_one(tmp_path: Path):
+    with pytest.raises(NotFoundError, match="there is no queue at fq://.*/tpyo: expected a folder"):
+        work(f"fq://{tmp_path}/tpyo", DRAIN)
+    assert not (tmp_path / "tpyo").exists()
 
 
 def test_a_worker_refuses_an_address_that_is_no_queue():
