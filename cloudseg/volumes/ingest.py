@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -15,7 +17,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from cloudseg.errors import ConflictError, NotFoundError, SpecError, StorageError
-from cloudseg.geometry import XYZ, Box, tile
+from cloudseg.geometry import XYZ, Box, grid_shape, tile
 from cloudseg.ops.downsample import coarse_box, downsample_mean, downsample_mode, fine_box, next_factor
 from cloudseg.specs import BoxField, FrozenModel
 from cloudseg.volumes.addresses import Address
@@ -203,8 +205,7 @@ def ingest(source: Source, uri: str, options: IngestOptions, *, progress: Progre
     )
     uri = Address.parse(uri).uri
     marker = _resume(asked, infos, uri=uri)
-    tiles = [list(tile(info.bounds, block)) for info, block in zip(infos, blocks, strict=True)]
-    n_blocks = sum(map(len, tiles))
+    n_blocks = sum(math.prod(grid_shape(i.bounds, b)) for i, b in zip(infos, blocks, strict=True))
     if marker.complete:
         return Ingested(uri, infos, 0, n_blocks, notes)
     if not any(marker.done):
@@ -214,15 +215,15 @@ def ingest(source: Source, uri: str, options: IngestOptions, *, progress: Progre
     for mip, info in enumerate(infos):
         create_volume(uri, info, mip=mip)
     n_written = 0
-    for mip in range(len(infos)):
+    for mip, (info, block) in enumerate(zip(infos, blocks, strict=True)):
         volume = open_volume(uri, mip=mip)
-        todo = tiles[mip][marker.done[mip] :]
+        todo = tile(info.bounds, block)
+        n_done, saved = marker.done[mip], time.monotonic()
+        n_voxels = sum(box.n_voxels for box in islice(todo, n_done))  # what an earlier call copied
         if mip == 0:
             what, blocks_read = "copying", _read_source(source, volume, todo, options)
         else:
             what, blocks_read = f"scale {mip}", _read_finer(open_volume(uri, mip=mip - 1), volume, todo)
-        n_done, saved = marker.done[mip], time.monotonic()
-        n_voxels = sum(box.n_voxels for box in tiles[mip][:n_done])
         report(what, n_voxels, volume.info.bounds.n_voxels)
         for box, data in blocks_read:
             volume.write(box, data)
@@ -378,7 +379,7 @@ def _ahead(boxes: Iterable[Box], read: Callable[[Box], Array]) -> Iterator[tuple
 
 
 def _read_source(
-    source: Source, volume: Volume, todo: list[Box], options: IngestOptions
+    source: Source, volume: Volume, todo: Iterable[Box], options: IngestOptions
 ) -> Iterator[tuple[Box, Array]]:
     low = (options.box or Box.of_shape(source.shape)).start
     x, y, z = (a - b for a, b in zip(low, volume.info.bounds.start, strict=True))
@@ -389,7 +390,7 @@ def _read_source(
     return _ahead(todo, read)
 
 
-def _read_finer(finer: Volume, volume: Volume, todo: list[Box]) -> Iterator[tuple[Box, Array]]:
+def _read_finer(finer: Volume, volume: Volume, todo: Iterable[Box]) -> Iterator[tuple[Box, Array]]:
     x, y, z = (round(b / a) for a, b in zip(finer.info.voxel_size_nm, volume.info.voxel_size_nm, strict=True))
     reduce = downsample_mode if volume.info.layer == "segmentation" else downsample_mean
 
