@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import subprocess
 import sys
 import threading
@@ -341,3 +342,14 @@ def test_a_read_only_or_unusable_place_is_refused_with_its_name(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=r"file://.*/file/v/info"):
         create_volume(tmp_path / "file" / "v", info_of())
+
+
+def test_a_volume_made_anew_at_the_same_place_is_not_read_from_a_cache(tmp_path):
+    for chunk, target_chunks, value in ((16, 0, 1), (8, 0, 2), (16, 4, 3), (16, 2, 4)):
+        info = info_of(target_chunks=target_chunks, chunk_shape=(chunk,) * 3)
+        volume = create_volume(tmp_path / "v", info)
+        with pytest.raises(MissingChunkError):
+            volume.read(info.bounds)
+        volume.write(info.bounds, np.full(info.shape, value, np.uint8))
+        assert (open_volume(tmp_path / "v").read(info.bounds) == value).all()
+        shutil.rmtree(tmp_path / "v")

@@ -111,7 +111,7 @@ def test_a_target_of_nothing_and_shards_of_an_unsharded_volume_are_refused():
 
 def test_a_hash_that_scatters_chunks_makes_the_whole_volume_one_write(tmp_path):
     info = volume_info((20, 20, 20))
-    sharding = ShardingSpec(preshift_bits=0, minishard_bits=1, shard_bits=2, hash="murmurhash3_x86_128")
+    sharding = ShardingSpec(preshift_bits=0, minishard_bits=1, shard_bits=5, hash="murmurhash3_x86_128")
     info = info.model_copy(update={"sharding": sharding})
     assert info.write_grid == (32, 32, 32)
     data = np.arange(8000, dtype=np.uint16).reshape(20, 20, 20).astype(np.uint8)
