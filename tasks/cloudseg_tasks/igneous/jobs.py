@@ -9,11 +9,11 @@ import numpy.typing as npt
 from pydantic import JsonValue, NonNegativeInt, model_validator
 
 from cloudseg.errors import ConflictError, SpecError, UnknownTaskError
-from cloudseg.geometry import XYZ, Box, tile
+from cloudseg.geometry import tile
 from cloudseg.ops.downsample import downsample_mean, downsample_mode, fine_box
 from cloudseg.specs import BoxField, FrozenModel
 from cloudseg.tasking.task import Context, Task
-from cloudseg.volumes.protocol import Array, Positive3
+from cloudseg.volumes.protocol import Positive3
 from cloudseg_tasks.igneous.engine import collecting_mesh_task, engine
 from cloudseg_tasks.igneous.fragments import Pieces
 from cloudseg_tasks.igneous.options import MeshOptions, SkeletonOptions
@@ -46,13 +46,12 @@ class DownsampleJob(Job):
         with ctx.step("read"):
             data = src.read(box)
         with ctx.step("compute"):
-            if src.info.layer == "segmentation":
-                coarse = _mode(data, box=box, core=self.core, factor=self.factor)
-            else:
-                # igneous rounds means down, half a grey level darker at each scale.
-                coarse = downsample_mean(data, self.factor, start=box.start)
+            # Not igneous's kernels: they round means down (half a grey level darker at each scale) and start cells
+            # at the block, not at voxel 0, so an odd offset would shift the coarse scale.
+            pool = downsample_mode if src.info.layer == "segmentation" else downsample_mean
+            coarse = pool(data, self.factor, start=box.start)
         with ctx.step("write"):
-            # igneous writes through cloud-volume: not atomic, and with .gz twins that other readers do not see.
+            # Nor its writer: cloud-volume is not atomic on disks and leaves .gz files that other readers do not see.
             dst.write(self.core, coarse)
         ctx.count(voxels=box.n_voxels)
 
@@ -360,12 +359,3 @@ def _put_shard(ctx: Context, uri: str, name: str, data: bytes | None) -> None:
             objects.delete(f"{name}.shard")
         else:
             objects.put(f"{name}.shard", data)
-
-
-def _mode(labels: Array, *, box: Box, core: Box, factor: XYZ) -> Array:
-    """Downsample with the compiled kernel of igneous where it has one for the factor; the same result as ours."""
-    if factor not in ((2, 2, 1), (2, 2, 2)) or box != fine_box(core, factor):
-        return downsample_mode(labels, factor, start=box.start)
-    image = engine("igneous.tasks.image.image")
-    (coarse,) = image.tinybrain.downsample_segmentation(labels, factor, num_mips=1)
-    return np.asfortranarray(coarse)
