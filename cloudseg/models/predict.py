@@ -238,6 +238,11 @@ def n_threads() -> int:
     return torch.get_num_threads()
 
 
+def use_threads(n: int) -> None:
+    """Compute with at most ``n`` threads."""
+    torch.set_num_threads(n)
+
+
 def use_one_thread() -> None:
     """Make the calling thread compute alone.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import time
@@ -10,40 +11,59 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
-from cloudseg.errors import SpecError
+from cloudseg.errors import ConflictError, ModelError, SpecError
+from cloudseg.specs import FrozenModel
+from cloudseg.training.checkpoint import read_checkpoint
 from cloudseg.training.loss import balanced_bce
 from cloudseg.training.sampling import Sample, Sampler
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class LoopOptions:
-    """How long and how fast to train."""
+class LoopOptions(FrozenModel):
+    """How long and how fast to train.
 
-    n_steps: int
-    batch_size: int = 1
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    average_decay: float = 0.997
-    seed: int = 0
-    checkpoint_every: int = 200
-    device: str = "cpu"
+    Attributes
+    ----------
+    n_steps, batch_size
+        Steps, and patches per step.
+    learning_rate, weight_decay
+        Of AdamW; the rate warms up over 50 steps and falls along half a cosine.
+    average_decay
+        Decay of the running average of the weights; the average is what is kept.
+    seed
+        Of the first weights and of every draw.
+    checkpoint_every
+        Steps between two checkpoints.
+    device
+        ``cpu`` or ``cuda``.
+    """
+
+    n_steps: PositiveInt
+    batch_size: PositiveInt = 1
+    learning_rate: PositiveFloat = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    average_decay: Annotated[float, Field(gt=0, lt=1)] = 0.997
+    seed: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: PositiveInt = 200
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One line of the training log."""
+    """One line of the training log: seconds since this process began, and the validation loss if it was measured."""
 
     step: int
     loss: float
     seconds: float
+    validation: float | None = None
 
 
 def train(
@@ -53,6 +73,9 @@ def train(
     *,
     checkpoint: Path,
     report: Callable[[Progress], None],
+    validate: Callable[[nn.Module], float] | None = None,
+    validate_every: int = 200,
+    fingerprint: str = "",
 ) -> nn.Module:
     """Train ``model`` and return the running average of its weights.
 
@@ -71,9 +94,17 @@ def train(
         File that is written every ``checkpoint_every`` steps (atomically) and resumed from if it exists.
     report
         Called after each step.
+    validate
+        Returns a loss of the averaged network (in evaluation mode) on data held back, or None.
+    validate_every
+        Steps between two validations; the last step is always validated.
+    fingerprint
+        Stored in the checkpoint; a checkpoint with another one is not resumed from. Empty: not checked.
 
     Raises
     ------
+    ConflictError
+        If the checkpoint is of another run.
     SpecError
         If the loss is not a finite number; the last checkpoint is kept.
     """
@@ -86,9 +117,11 @@ def train(
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True
     )
-    first = _resume(checkpoint, model, average, optimizer) if checkpoint.exists() else 0
+    first = _resume(checkpoint, model, average, optimizer, fingerprint) if checkpoint.exists() else 0
     started = time.monotonic()
-    for step, batch in zip(range(first, options.n_steps), _batches(sampler, options, first=first)):
+    for step, batch in zip(
+        range(first, options.n_steps), _batches(sampler, options, first=first), strict=False
+    ):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * _schedule(step, options.n_steps)
         image, targets, known = (torch.from_numpy(a).to(device, non_blocking=True) for a in batch)
@@ -107,9 +140,13 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(model)
-        report(Progress(step, value, time.monotonic() - started))
-        if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.n_steps:
-            _save(checkpoint, step + 1, model, average, optimizer)
+        last = step + 1 == options.n_steps
+        held_back = None
+        if validate is not None and (last or (step + 1) % validate_every == 0):
+            held_back = validate(average.module.eval())
+        report(Progress(step, value, time.monotonic() - started, held_back))
+        if last or (step + 1) % options.checkpoint_every == 0:
+            _save(checkpoint, step + 1, model, average, optimizer, fingerprint)
     averaged: nn.Module = average.module
     return averaged.eval()
 
@@ -143,23 +180,46 @@ def _batches(sampler: Sampler, options: LoopOptions, *, first: int) -> Iterator[
 
 
 def _save(
-    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path,
+    step: int,
+    model: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: str,
 ) -> None:
     state: dict[str, Any] = {
         "step": step,
         "model": model.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "fingerprint": fingerprint,
     }
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
 
 
-def _resume(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
+def _resume(
+    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
+) -> int:
+    state = read_checkpoint(path)
+    theirs = state.get("fingerprint", "")
+    if fingerprint and theirs and theirs != fingerprint:
+        raise ConflictError(
+            f"checkpoint {path} belongs to a run with other settings ({_difference(theirs, fingerprint)}); "
+            "give another checkpoint file, delete this one, or bring the settings back"
+        )
+    try:
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(f"checkpoint {path} belongs to another network: {error}") from error
     log.info("resuming from %s at step %d", path, state["step"])
     return int(state["step"])
+
+
+def _difference(theirs: str, ours: str) -> str:
+    """Name the top-level settings that differ; both texts are JSON objects."""
+    a, b = json.loads(theirs), json.loads(ours)
+    return ", ".join(sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)))

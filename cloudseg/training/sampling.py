@@ -21,7 +21,7 @@ class LabelledBlock:
     Attributes
     ----------
     image
-        uint8.
+        Grey levels of uint8 (as uint8, or as float32 where the source has finer steps).
     labels
         Integers, 0 = unknown.
     weight
@@ -31,7 +31,7 @@ class LabelledBlock:
         a plane one voxel thick).
     """
 
-    image: npt.NDArray[np.uint8]
+    image: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
     labels: npt.NDArray[np.generic]
     weight: float = 1.0
     dense: bool = True
@@ -98,11 +98,7 @@ class Sampler:
             raise SpecError(
                 "100 random patches in a row had under 2 % labelled voxels; widen the boxes or the labels"
             )
-        image = (block.image[cut].astype(np.float32) - np.float32(self.mean)) / np.float32(self.deviation)
-        image, labels = (
-            _pad(image, self.patch_shape, mode="reflect"),
-            _pad(labels, self.patch_shape, mode="constant"),
-        )
+        image, labels = self._normalised(block.image[cut], labels)
         image, labels = augment.orient(image, labels, rng=rng, isotropic=self.isotropic)
         if block.dense and rng.random() < 0.4:
             image, labels = augment.bend(image, labels, rng=rng)
@@ -110,6 +106,18 @@ class Sampler:
         if rng.random() < 0.1:
             image = augment.spoil_sections(image, rng=rng)
         return self._targets(image, np.ascontiguousarray(labels))
+
+    def plain(self, image: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]) -> Sample:
+        """Return the example that ``image`` and ``labels`` (at most a patch) make, without augmentation."""
+        normalised, padded = self._normalised(image, labels)
+        return self._targets(normalised, np.ascontiguousarray(padded))
+
+    def _normalised(
+        self, image: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.generic]]:
+        grey = (image.astype(np.float32) - np.float32(self.mean)) / np.float32(self.deviation)
+        padded = np.asarray(_pad(grey, self.patch_shape, mode="reflect"), np.float32)
+        return padded, _pad(labels, self.patch_shape, mode="constant")
 
     def _targets(self, image: npt.NDArray[np.float32], labels: npt.NDArray[np.generic]) -> Sample:
         near, far = self.offsets[:3], self.offsets[3:]

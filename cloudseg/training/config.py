@@ -1,0 +1,253 @@
+"""A training run as typed settings: which volumes, which network, how long."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from cloudseg.errors import NotFoundError, SpecError
+from cloudseg.geometry import XYZ
+from cloudseg.models.package import (
+    ModelDescription,
+    Natural3,
+    Normalisation,
+    Provenance,
+    ResidualUNetArguments,
+)
+from cloudseg.ops.affinities import NEAREST
+from cloudseg.specs import BoxField, FrozenModel, canonical_json
+from cloudseg.training.loop import LoopOptions
+from cloudseg.volumes.protocol import Positive3
+
+
+class LabelledVolume(FrozenModel):
+    """An image with labels: ``[[volume]]`` to learn from, ``[[validation]]`` to measure on.
+
+    Attributes
+    ----------
+    image, labels
+        Addresses of two volumes with the same voxels. Label 0 means unknown.
+    mip
+        Scale of both.
+    box
+        Part to use, in voxels; None takes all that both hold.
+    weight
+        How often it is drawn, relative to the others.
+    dense
+        False where only single planes are labelled.
+    """
+
+    image: str
+    labels: str
+    mip: Annotated[int, Field(ge=0)] = 0
+    box: BoxField | None = None
+    weight: PositiveFloat = 1.0
+    dense: bool = True
+
+
+class PhantomVolumes(FrozenModel):
+    """Synthetic volumes with exact truth, ``[[phantom]]``: they teach what real labels leave out.
+
+    Attributes
+    ----------
+    count
+        How many; each has a seed of its own, counted up from ``seed``.
+    shape
+        Edges in voxels.
+    weight
+        How often each is drawn, relative to the others.
+    """
+
+    count: PositiveInt = 1
+    shape: Positive3 = (144, 144, 144)
+    seed: int = 1000
+    weight: PositiveFloat = 1.0
+
+
+class NetworkSettings(FrozenModel):
+    """What is trained, and how it will be used; see :class:`cloudseg.models.package.ModelDescription`."""
+
+    arguments: ResidualUNetArguments
+    voxel_size_nm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    voxel_size_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    normalisation: Normalisation = Normalisation(mean=128.0, deviation=33.0)
+    offsets: Annotated[tuple[XYZ, ...], Field(min_length=3)] = NEAREST
+    patch_shape: Positive3 = (160, 160, 160)
+    context: Natural3 = (12, 12, 12)
+    blend: Natural3 = (8, 8, 8)
+
+    @model_validator(mode="after")
+    def _nearest_come_first(self) -> Self:
+        if self.offsets[:3] != NEAREST:
+            raise ValueError(
+                f"the first three offsets must be the nearest neighbours {NEAREST}, got {self.offsets[:3]}"
+            )
+        return self
+
+
+class TrainingConfig(FrozenModel):
+    """One training run.
+
+    Attributes
+    ----------
+    name
+        Name of the model.
+    output
+        Folder or bucket address that receives the model package.
+    checkpoint
+        Local file that holds the state of the run; it is resumed from if it exists.
+    licence
+        Terms of the weights.
+    recipe
+        A sentence for the model's provenance.
+    patch_shape
+        Patch to learn from, in voxels.
+    isotropic
+        Whether z may be exchanged with x and y.
+    validate_every
+        Steps between two validations.
+    network
+        What is trained.
+    schedule
+        Steps, learning rate, seed.
+    volume, phantom
+        What to learn from.
+    validation
+        What to measure on; never learned from.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    output: Annotated[str, Field(min_length=1)]
+    checkpoint: Path
+    licence: str
+    recipe: str = ""
+    patch_shape: Positive3 = (80, 80, 80)
+    isotropic: bool = True
+    validate_every: PositiveInt = 200
+    network: NetworkSettings
+    schedule: LoopOptions
+    volume: tuple[LabelledVolume, ...] = ()
+    phantom: tuple[PhantomVolumes, ...] = ()
+    validation: tuple[LabelledVolume, ...] = ()
+
+    @model_validator(mode="after")
+    def _there_is_something_to_learn_from(self) -> Self:
+        if not self.volume and not self.phantom:
+            raise ValueError("there is nothing to learn from: add a [[volume]] or a [[phantom]] table")
+        return self
+
+    @model_validator(mode="after")
+    def _patch_fits_network(self) -> Self:
+        for axis, patch, multiple in zip(
+            "xyz", self.patch_shape, self.network.arguments.multiple, strict=True
+        ):
+            if patch % multiple:
+                raise ValueError(
+                    f"patch_shape on {axis} is {patch}, which is no multiple of the network's {multiple}; "
+                    f"take {-(-patch // multiple) * multiple}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _description_is_sound(self) -> Self:
+        self.description()
+        return self
+
+    def description(self, *, software: Mapping[str, str] | None = None) -> ModelDescription:
+        """Return what the model package will say."""
+        return ModelDescription(
+            name=self.name,
+            **{name: getattr(self.network, name) for name in NetworkSettings.model_fields},
+            training=Provenance(
+                data=tuple(_tell(v) for v in self.volume) + tuple(_tell_phantom(p) for p in self.phantom),
+                n_steps=0,
+                seed=self.schedule.seed,
+                recipe=self.recipe,
+                software=dict(software or {}),
+            ),
+            licence=self.licence,
+        )
+
+    def fingerprint(self) -> str:
+        """Return the text of all settings that decide the weights: a checkpoint is resumed only with the same."""
+        how = {"name", "output", "checkpoint", "licence", "recipe", "validate_every", "validation"}
+        settings = self.model_dump(mode="json", exclude=how)
+        # These decide where and how often things are done, not what comes out.
+        for key in ("checkpoint_every", "device"):
+            settings["schedule"].pop(key)
+        for key in ("voxel_size_tolerance", "patch_shape", "context", "blend"):
+            settings["network"].pop(key)
+        return canonical_json(settings)
+
+
+def load_config(path: Path, *, overrides: Iterable[str] = ()) -> TrainingConfig:
+    """Read a training file.
+
+    Parameters
+    ----------
+    path
+        A TOML file.
+    overrides
+        ``key=value`` texts: dots go down, numbers pick from a list (``volume.0.box=0,0,0:64,64,64``). Values are
+        TOML; what is no TOML is text.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file.
+    SpecError
+        If it is no TOML, or a key is unknown, missing or wrong.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no training file {path}; see examples/train_fib25.toml") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path} is not valid TOML: {error}") from error
+    for text in overrides:
+        _override(data, text)
+    return TrainingConfig.load(data, where=str(path))
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise SpecError(f"--set needs key=value, e.g. schedule.n_steps=2000, got {text!r}")
+    table: Any = data
+    for part in parts[:-1]:
+        table = _step_into(table, part, text=text)
+    key = parts[-1]
+    _step_into(table, key, text=text)  # refuses what cannot hold the key
+    table[int(key) if isinstance(table, list) else key] = _value(raw.strip())
+
+
+def _step_into(table: Any, part: str, *, text: str) -> Any:
+    if isinstance(table, list):
+        if not part.isdigit() or int(part) >= len(table):
+            raise SpecError(f"--set {text}: {part!r} is no entry of a list of {len(table)}, counted from 0")
+        return table[int(part)]
+    if not isinstance(table, dict):
+        raise SpecError(f"--set {text}: there is nothing below {table!r}")
+    return table.setdefault(part, {})
+
+
+def _value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _tell(volume: LabelledVolume) -> str:
+    part = "" if volume.box is None else f", box {volume.box}"
+    return f"{volume.image} with {volume.labels}{part}, weight {volume.weight:g}"
+
+
+def _tell_phantom(phantom: PhantomVolumes) -> str:
+    x, y, z = phantom.shape
+    return f"{phantom.count} phantom(s) of {x} x {y} x {z} from seed {phantom.seed}, weight {phantom.weight:g} each"
