@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,17 +15,32 @@ HERE = Path(__file__).parent
 TASKS = sorted((HERE / "tasks").glob("*.json"))
 
 
+def _golden_tasks(path: Path) -> list[dict[str, Any]]:
+    golden = json.loads(path.read_text())
+    return golden if isinstance(golden, list) else [golden]
+
+
+GOLDEN = [
+    pytest.param(one, id=f"{path.stem}-{i}") for path in TASKS for i, one in enumerate(_golden_tasks(path))
+]
+
+
 def _wire(name: str) -> str:
     return (HERE / "wire" / name).read_text()
 
 
 def test_there_is_a_golden_task_for_every_kind():
-    assert {path.stem for path in TASKS} >= {kind.replace("/", "_") for kind in KINDS}
+    assert {one["task"]["kind"] for path in TASKS for one in _golden_tasks(path)} >= set(KINDS)
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
-def test_a_golden_task_loads_and_its_messages_keep_their_id(path: Path):
-    golden = json.loads(path.read_text())
+def test_a_file_holds_tasks_of_the_kind_that_it_is_named_after(path: Path):
+    kinds = [one["task"]["kind"].replace("/", "_") for one in _golden_tasks(path)]
+    assert kinds == [path.stem] * max(1, len(kinds))
+
+
+@pytest.mark.parametrize("golden", GOLDEN)
+def test_a_golden_task_loads_and_its_messages_keep_their_id(golden: dict[str, Any]):
     task = load_task(json.dumps(golden["task"]))
     assert task.kind == golden["task"]["kind"]
     envelope = Envelope(root="gs://bucket/run", step="step", task=golden["task"])
