@@ -21,7 +21,7 @@ NEAREST: tuple[XYZ, XYZ, XYZ] = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 def shifted_pairs(offset: XYZ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Return the slices of voxels ``v`` that have a partner ``v + offset``, and the slices of those partners."""
     here = tuple(slice(-o if o < 0 else 0, -o if o > 0 else None) for o in offset)
-    there = tuple(slice(o if o > 0 else 0, o if o < 0 else None) for o in offset)
+    there = tuple(slice(max(0, o), o if o < 0 else None) for o in offset)
     return here, there
 
 

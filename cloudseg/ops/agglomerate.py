@@ -104,7 +104,9 @@ class Merged:
     sizes: Sizes
 
 
-def agglomerate(graph: RegionGraph, *, frozen: Ids, sizes: Sizes, rule: Rule, small: RegionGraph | None = None) -> Merged:
+def agglomerate(
+    graph: RegionGraph, *, frozen: Ids, sizes: Sizes, rule: Rule, small: RegionGraph | None = None
+) -> Merged:
     """Merge what a node of the octree can decide.
 
     Parameters
@@ -141,7 +143,9 @@ def agglomerate(graph: RegionGraph, *, frozen: Ids, sizes: Sizes, rule: Rule, sm
     is_frozen = np.isin(ids, frozen)
     unknown = (n_voxels == 0) & ~is_frozen
     if (rule.min_size_vx or rule.guard_affinity) and unknown.any():
-        raise SpecError(f"segment {ids[unknown][0]} has edges but no size; the guards need the size of each segment")
+        raise SpecError(
+            f"segment {ids[unknown][0]} has edges but no size; the guards need the size of each segment"
+        )
     score = graph.total / graph.count
     candidates = np.flatnonzero(score >= rule.threshold)
     listed = candidates[np.lexsort((rank[candidates], -score[candidates]))]
@@ -173,7 +177,9 @@ def agglomerate(graph: RegionGraph, *, frozen: Ids, sizes: Sizes, rule: Rule, sm
     return Merged(old, new, residual, small_out, Sizes(present, all_sizes.of(present)))
 
 
-def absorb_small(small: RegionGraph, *, sizes: Sizes, min_size_vx: int, threshold: float = 0.0) -> tuple[Ids, Ids]:
+def absorb_small(
+    small: RegionGraph, *, sizes: Sizes, min_size_vx: int, threshold: float = 0.0
+) -> tuple[Ids, Ids]:
     """Give each small segment to the neighbour it is best connected to, round after round.
 
     In a round each segment under ``min_size_vx`` picks the neighbour with the highest mean affinity (ties: the smaller
@@ -216,7 +222,9 @@ def absorb_small(small: RegionGraph, *, sizes: Sizes, min_size_vx: int, threshol
     return ids[changed], ids[name[changed]]
 
 
-def _best_neighbours(graph: RegionGraph, is_small: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], ...]:
+def _best_neighbours(
+    graph: RegionGraph, is_small: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], ...]:
     """For each small segment with a neighbour: itself and the neighbour it picks."""
     a = np.concatenate([graph.u, graph.v]).astype(np.int64)
     b = np.concatenate([graph.v, graph.u]).astype(np.int64)
@@ -348,7 +356,9 @@ def _remove(slots, eu, ev, at):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _merge(eu, ev, total, count, rank, score, listed, frozen, size, threshold, guard_affinity, guard_min, guard_sum):  # type: ignore[no-untyped-def]
+def _merge(  # type: ignore[no-untyped-def]
+    eu, ev, total, count, rank, score, listed, frozen, size, threshold, guard_affinity, guard_min, guard_sum
+):
     """Greedy merging with a sorted list of the first scores and a heap of the changed ones.
 
     Returns the root of each segment, the state of each edge, the size at each root. ``eu, ev, total, count, rank`` of

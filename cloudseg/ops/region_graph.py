@@ -102,7 +102,9 @@ def region_graph(labels: Ids, affinities: npt.NDArray[np.uint8], *, core: Box, b
     """
     outer = Box(core.grow((1, 1, 1)).start, core.stop).intersect(bounds)
     if labels.dtype != np.uint64 or labels.shape != outer.shape:
-        raise SpecError(f"labels must be uint64 of shape {outer.shape}, got {labels.dtype} of shape {labels.shape}")
+        raise SpecError(
+            f"labels must be uint64 of shape {outer.shape}, got {labels.dtype} of shape {labels.shape}"
+        )
     if affinities.dtype != np.uint8 or affinities.shape != (3, *core.shape):
         raise SpecError(
             f"affinities must be uint8 of shape {(3, *core.shape)}, got {affinities.dtype} of {affinities.shape}"
@@ -163,12 +165,14 @@ def sizes(labels: Ids) -> tuple[Ids, Counts]:
     if len(ids) == 0:
         return ids, n
     first = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-    return ids[first], np.add.reduceat(n, first)
+    summed: Counts = np.add.reduceat(n, first)
+    return ids[first], summed
 
 
 def _ids(labels: Ids) -> Ids:
     ids = np.unique(labels)
-    return ids[ids != 0]
+    named: Ids = ids[ids != 0]
+    return named
 
 
 @numba.njit(cache=True)
@@ -243,7 +247,9 @@ def _collect(labels, ax, ay, az, shape, low, size):  # type: ignore[no-untyped-d
                                     total, count = np.append(total, total), np.append(count, count)
                                     slots = np.full(2 * us.size, -1, np.int64)
                                     for k in range(n):
-                                        slots[_slot(slots, us, vs, us[k], vs[k], np.uint64(slots.size - 1))] = k
+                                        slots[
+                                            _slot(slots, us, vs, us[k], vs[k], np.uint64(slots.size - 1))
+                                        ] = k
                                     at = _slot(slots, us, vs, u, v, np.uint64(slots.size - 1))
                                 e = n
                                 slots[at] = e

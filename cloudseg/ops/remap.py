@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +31,9 @@ def remap(labels: Ids, old: Ids, new: Ids) -> Ids:
         raise SpecError(f"ids must be uint64 throughout, got {labels.dtype}, {old.dtype}, {new.dtype}")
     if len(old) == 0:
         return labels.copy(order="K")
-    order = "F" if labels.flags.f_contiguous else "C"
+    order: Literal["F", "C"] = "F" if labels.flags.f_contiguous else "C"
     flat = labels.reshape(-1, order=order)
-    out = _remap(flat, old, new)
+    out: npt.NDArray[np.uint64] = _remap(flat, old, new)
     return out.reshape(labels.shape, order=order)
 
 

@@ -99,8 +99,13 @@ def supervoxels(
             f"the mask must have shape {masked.shape} (the block, two voxels below and one above it), got {mask.shape}"
         )
     if not 1 <= t_low <= t_high:
-        raise SpecError(f"thresholds must satisfy 1 <= t_low <= t_high (uint8 scale), got {t_low} and {t_high}")
-    ax, ay, az = (_existing_links(affinities[c], axis=c, outer=outer, masked=masked, bounds=bounds, mask=mask) for c in range(3))
+        raise SpecError(
+            f"thresholds must satisfy 1 <= t_low <= t_high (uint8 scale), got {t_low} and {t_high}"
+        )
+    ax, ay, az = (
+        _existing_links(affinities[axis], axis=axis, outer=outer, masked=masked, bounds=bounds, mask=mask)
+        for axis in range(3)
+    )
     low = np.array([a - b for a, b in zip(core.start, outer.start, strict=True)], np.int64)
     size = np.array(core.shape, np.int64)
     outer_shape = np.array(outer.shape, np.int64)
@@ -110,13 +115,20 @@ def supervoxels(
     at = np.array([a - b for a, b in zip(core.start, bounds.start, strict=True)], np.int64)
     _name(parent, labels, size, at, np.array(bounds.shape, np.int64))
     crossings = tuple(
-        _crossings(ax, ay, az, outer_shape, low, size, np.uint8(t_low), np.int32(t_high), axis) for axis in range(3)
+        _crossings(ax, ay, az, outer_shape, low, size, np.uint8(t_low), np.int32(t_high), axis)
+        for axis in range(3)
     )
-    return BlockLabels(labels.reshape(core.shape, order="F"), crossings)  # type: ignore[arg-type]
+    return BlockLabels(labels.reshape(core.shape, order="F"), crossings)
 
 
 def _existing_links(
-    affinity: npt.NDArray[np.uint8], *, axis: int, outer: Box, masked: Box, bounds: Box, mask: npt.NDArray[Any] | None
+    affinity: npt.NDArray[np.uint8],
+    *,
+    axis: int,
+    outer: Box,
+    masked: Box,
+    bounds: Box,
+    mask: npt.NDArray[Any] | None,
 ) -> npt.NDArray[np.uint8]:
     """Return one channel, flat with x fastest; links out of the volume or to masked voxels become 0."""
     at_border = outer.start[axis] == bounds.start[axis]
@@ -129,8 +141,9 @@ def _existing_links(
         here = outer.slices_in(masked)
         links[mask[here] == 0] = 0
         # The lower partner of a link: the voxel before, where the mask reaches that far (else the link is 0 already).
-        step = tuple(-1 if a == axis else 0 for a in range(3))
-        linked = Box(tuple(s + 1 if a == axis and at_border else s for a, s in enumerate(outer.start)), outer.stop)
+        step = (-int(axis == 0), -int(axis == 1), -int(axis == 2))
+        x, y, z = (s + 1 if a == axis and at_border else s for a, s in enumerate(outer.start))
+        linked = Box((x, y, z), outer.stop)
         partner = linked.shift(step)
         view = links[linked.slices_in(outer)]
         view[mask[partner.slices_in(masked)] == 0] = 0

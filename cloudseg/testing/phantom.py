@@ -70,8 +70,8 @@ def neurite_phantom(shape: XYZ, *, seed: int, calibre_vx: float = 11.0, noise: f
         np.asarray([-(-s // _CELL_VX) + 2 for s in shape], np.int64),
     )
     image = _paint(labels, to_membrane, in_mito, rng=rng, noise=noise)
-    _, compact = np.unique(labels, return_inverse=True)
-    compact = compact.reshape(labels.shape).astype(np.uint64) + np.uint64(1)
+    _, rank = np.unique(labels, return_inverse=True)
+    compact = rank.reshape(labels.shape).astype(np.uint64) + np.uint64(1)
     return Phantom(np.asfortranarray(image), np.asfortranarray(compact), (8.0, 8.0, 8.0))
 
 
@@ -113,7 +113,9 @@ def _curves(
     return np.concatenate(points), np.concatenate(owners), np.array(calibres), np.concatenate(mitos)
 
 
-def _bin_points(points: npt.NDArray[np.float64], shape: XYZ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _bin_points(
+    points: npt.NDArray[np.float64], shape: XYZ
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Sort points into cells of ``_CELL_VX``: the order, and where each cell begins."""
     cells = np.asarray([-(-s // _CELL_VX) + 2 for s in shape])
     index = np.clip(np.floor(points / _CELL_VX).astype(np.int64) + 1, 0, cells - 1)
@@ -190,4 +192,5 @@ def _paint(
     image = ndimage.gaussian_filter(image, 0.6) + noise * ndimage.gaussian_filter(
         rng.standard_normal(shape, np.float32), 0.45
     ) * np.float32(1.6)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    grey: npt.NDArray[np.uint8] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return grey

@@ -41,7 +41,8 @@ class TissueMask:
             )
         if info.n_channels != 1 or info.dtype == "float32":
             raise SpecError(
-                f"the mask {uri} must hold one channel of integers (0 = no tissue), got {info.n_channels} of {info.dtype}"
+                f"the mask {uri} must hold one channel of integers (0 = no tissue), got {info.n_channels} of "
+                f"{info.dtype}"
             )
         mask = cls(volume, (x, y, z))
         cover = mask._cover(image.bounds)
