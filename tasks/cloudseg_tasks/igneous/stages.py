@@ -36,6 +36,9 @@ from cloudseg_tasks.igneous.options import MeshOptions, ShardingOptions, Skeleto
 
 Options = TypeVar("Options", bound=FrozenModel)
 
+# Python with igneous, zmesh and kimimaro imported, before the first voxel is read.
+_BASE_BYTES = 400 << 20
+
 
 class DownsampleStage(Stage):
     """Coarser scales of finished layers, one step a scale.
@@ -282,20 +285,20 @@ def _fragment_stage(
 
     block_bytes = math.prod(min(b, s) for b, s in zip(pieces.block_shape, info.shape, strict=True)) * 8
     steps = [
-        # Labels, igneous's copy of them, and the pieces: measured at 3 to 5 times the labels.
+        # Labels, igneous's renumbered and bordered copies of them, and the pieces.
         Step(
             f"{stage.label}.forge",
             pieces.n_blocks,
             forge_tasks,
             prepare=lambda: _require_scale(layer, info, mip=stage.mip, wanted_by=stage.label),
-            task_memory_bytes=5 * block_bytes,
+            task_memory_bytes=_BASE_BYTES + 5 * block_bytes,
         ),
         Step(
             f"{stage.label}.merge",
             shards.n,
             merge_tasks,
             prepare=lambda: _publish(site, layer.uri, what, document(info, shards)),
-            task_memory_bytes=2 * min(info.bounds.n_voxels, sharding.voxels_per_shard),
+            task_memory_bytes=_BASE_BYTES + 2 * min(info.bounds.n_voxels, sharding.voxels_per_shard),
         ),
     ]
     if sharding.check_labels:
