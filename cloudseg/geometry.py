@@ -49,7 +49,9 @@ class Box:
         """Read ``x0,y0,z0:x1,y1,z1``, the form :meth:`__str__` writes."""
         match = _BOX_TEXT.match(text.replace(" ", ""))
         if not match:
-            raise SpecError(f"a box is written x0,y0,z0:x1,y1,z1 in voxels (e.g. 0,0,0:64,64,64), got {text!r}")
+            raise SpecError(
+                f"a box is written x0,y0,z0:x1,y1,z1 in voxels (e.g. 0,0,0:64,64,64), got {text!r}"
+            )
         numbers = [int(g) for g in match.groups()]
         return cls((numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5]))
 
@@ -100,19 +102,17 @@ class Box:
 
     def is_aligned(self, grid: XYZ, *, bounds: Box) -> bool:
         """Whether each edge lies on ``grid`` (which starts at ``bounds.start``) or on the border of ``bounds``."""
-        for low, high, step, first, last in zip(self.start, self.stop, grid, bounds.start, bounds.stop, strict=True):
+        for low, high, step, first, last in zip(
+            self.start, self.stop, grid, bounds.start, bounds.stop, strict=True
+        ):
             if (low - first) % step or ((high - first) % step and high != last):
                 return False
         return True
 
     def align_out(self, grid: XYZ, *, bounds: Box) -> Box:
         """Return the smallest box on ``grid`` (clipped to ``bounds``) that holds this one."""
-        start = tuple(
-            f + (v - f) // g * g for v, g, f in zip(self.start, grid, bounds.start, strict=True)
-        )
-        stop = tuple(
-            f - (f - v) // g * g for v, g, f in zip(self.stop, grid, bounds.start, strict=True)
-        )
+        start = tuple(f + (v - f) // g * g for v, g, f in zip(self.start, grid, bounds.start, strict=True))
+        stop = tuple(f - (f - v) // g * g for v, g, f in zip(self.stop, grid, bounds.start, strict=True))
         return Box(start, stop).intersect(bounds)  # type: ignore[arg-type]
 
 

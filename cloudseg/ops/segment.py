@@ -54,5 +54,7 @@ def segment(
     merged = agglomerate(graph, frozen=np.zeros(0, np.uint64), sizes=n_voxels, rule=rule)
     old, new = merged.old, merged.new
     if rule.min_size_vx:
-        old, new = compose(old, new, *absorb_small(merged.small, sizes=merged.sizes, min_size_vx=rule.min_size_vx))
+        old, new = compose(
+            old, new, *absorb_small(merged.small, sizes=merged.sizes, min_size_vx=rule.min_size_vx)
+        )
     return Segmented(labels, remap(labels, old, new))

@@ -23,7 +23,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box, grid_box, grid_shape, tile
-from cloudseg.specs import BoxField, FrozenModel
+from cloudseg.specs import FrozenModel
 from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.objects import Objects
@@ -124,7 +124,9 @@ class RegionGraphTask(BlockTask):
         with ctx.step("compute"):
             graph = region_graph(labels, affinities, core=self.core, bounds=bounds)
             faces = face_ids(labels, core=self.core, bounds=bounds)
-            inner = self.core.slices_in(Box(self.core.grow((1, 1, 1)).start, self.core.stop).intersect(bounds))
+            inner = self.core.slices_in(
+                Box(self.core.grow((1, 1, 1)).start, self.core.stop).intersect(bounds)
+            )
             ids, n = sizes(labels[inner])
         with ctx.step("write"):
             objects, name = ctx.open_objects(self.graph_uri), _name(self.block)
@@ -178,11 +180,15 @@ class AgglomerateTask(Task):
                 ctx.count(absorbed=len(absorbed[0]))
             else:
                 pairs = np.unique(np.stack([faces["face"].astype(np.uint64), faces["id"]]), axis=1)
-                put_table(objects, f"{place}/faces.parquet", {"face": pairs[0].astype(np.int8), "id": pairs[1]})
+                put_table(
+                    objects, f"{place}/faces.parquet", {"face": pairs[0].astype(np.int8), "id": pairs[1]}
+                )
                 put_table(objects, f"{place}/edges.parquet", _graph_columns(merged.residual))
                 put_table(objects, f"{place}/small.parquet", _graph_columns(merged.small))
                 put_table(objects, f"{place}/sizes.parquet", {"id": merged.sizes.ids, "n": merged.sizes.n})
-        ctx.count(edges=sum(e.n_edges for e in edges), merged=len(merged.old), passed_up=merged.residual.n_edges)
+        ctx.count(
+            edges=sum(e.n_edges for e in edges), merged=len(merged.old), passed_up=merged.residual.n_edges
+        )
 
     def _children(self) -> Iterator[tuple[str, Box]]:
         """Yield where each child's tables lie, and the blocks it covers."""
@@ -302,7 +308,9 @@ class AgglomerateStage(Stage):
     def _blocks_are_whole_chunks(self) -> AgglomerateStage:
         for axis, block, chunk in zip("xyz", self.block_shape, self.chunk_shape, strict=True):
             if block % chunk:
-                raise ValueError(f"block_shape[{axis}]={block} is not a multiple of chunk_shape[{axis}]={chunk}")
+                raise ValueError(
+                    f"block_shape[{axis}]={block} is not a multiple of chunk_shape[{axis}]={chunk}"
+                )
         return self
 
     def expand(self, site: Site) -> StagePlan:
@@ -366,7 +374,12 @@ class AgglomerateStage(Stage):
         graph_bytes = libraries + 5 * n_voxels * (n_blocks if self.hierarchy == "global" else 1)
         steps = [Step(f"{self.label}.graph", n_blocks, graph, task_memory_bytes=libraries + 24 * n_voxels)]
         steps += [
-            Step(f"{self.label}.level{n}", math.prod(tree.nodes(n)), partial(decide, n), task_memory_bytes=graph_bytes)
+            Step(
+                f"{self.label}.level{n}",
+                math.prod(tree.nodes(n)),
+                partial(decide, n),
+                task_memory_bytes=graph_bytes,
+            )
             for n in range(n_levels)
         ]
         steps += [
@@ -378,7 +391,9 @@ class AgglomerateStage(Stage):
             )
             for n in reversed(range(n_levels - 1))
         ]
-        steps.append(Step(f"{self.label}.relabel", n_blocks, relabel, task_memory_bytes=libraries + 24 * n_voxels))
+        steps.append(
+            Step(f"{self.label}.relabel", n_blocks, relabel, task_memory_bytes=libraries + 24 * n_voxels)
+        )
         return StagePlan(self.label, (output,), tuple(steps), outputs_bytes=bounds.n_voxels * 8 // 10)
 
     def _check(self, source: Layer, affinities: Layer) -> None:
@@ -397,7 +412,7 @@ class AgglomerateStage(Stage):
                 f"stage {self.label!r}: supervoxels cover {source.info.bounds}, affinities {affinities.info.bounds}; "
                 "both must cover the same box"
             )
-        if 0 < self.guard_affinity and self.guard_min_um3 < self.min_size_um3:
+        if self.guard_affinity > 0 and self.guard_min_um3 < self.min_size_um3:
             raise SpecError(
                 f"stage {self.label!r}: guard_min_um3={self.guard_min_um3} is below min_size_um3={self.min_size_um3}; "
                 "the guard would keep apart what the clean-up then joins: raise guard_min_um3"

@@ -56,9 +56,13 @@ class SupervoxelsTask(BlockTask):
         bounds = source.info.bounds
         tissue: npt.NDArray[Any] | None = None
         with ctx.step("read"):
-            affinities = source.read(halo_of(self.core, bounds=bounds), missing="zero" if self.mask else "error")
+            affinities = source.read(
+                halo_of(self.core, bounds=bounds), missing="zero" if self.mask else "error"
+            )
             if self.mask is not None:
-                mask = TissueMask.open(self.mask, mip=self.mask_mip, image=source.info, open_volume=ctx.open_volume)
+                mask = TissueMask.open(
+                    self.mask, mip=self.mask_mip, image=source.info, open_volume=ctx.open_volume
+                )
                 tissue = mask.read(mask_halo_of(self.core, bounds=bounds))
         with ctx.step("compute"):
             part = supervoxels(
@@ -71,7 +75,9 @@ class SupervoxelsTask(BlockTask):
                 key = f"faces/{block_key(self.core)}"
                 last: list[slice | int] = [slice(None)] * 3
                 last[axis] = -1
-                put_table(objects, f"{key}/{name}+.parquet", {"id": part.labels[tuple(last)].reshape(-1, order="F")})
+                put_table(
+                    objects, f"{key}/{name}+.parquet", {"id": part.labels[tuple(last)].reshape(-1, order="F")}
+                )
                 first = list(last)
                 first[axis] = 0
                 kept = np.flatnonzero(part.crossings[axis].reshape(-1, order="F"))
@@ -120,16 +126,23 @@ class SupervoxelNamesTask(Task):
 
         objects = ctx.open_objects(self.graph_uri)
         with ctx.step("read"):
-            pairs = [get_table(objects, f"pairs/{block_key(b)}.parquet") for b in tile(self.bounds, self.block_shape)]
+            pairs = [
+                get_table(objects, f"pairs/{block_key(b)}.parquet")
+                for b in tile(self.bounds, self.block_shape)
+            ]
         with ctx.step("compute"):
-            old, new = components(np.concatenate([p["a"] for p in pairs]), np.concatenate([p["b"] for p in pairs]))
+            old, new = components(
+                np.concatenate([p["a"] for p in pairs]), np.concatenate([p["b"] for p in pairs])
+            )
             owner = _block_of(old, bounds=self.bounds, block_shape=self.block_shape)
             order = np.argsort(owner, kind="stable")
             old, new, owner = old[order], new[order], owner[order]
         with ctx.step("write"):
             for n, block in enumerate(tile(self.bounds, self.block_shape)):
                 low, high = np.searchsorted(owner, [n, n + 1])
-                put_table(objects, f"names/{block_key(block)}.parquet", {"old": old[low:high], "new": new[low:high]})
+                put_table(
+                    objects, f"names/{block_key(block)}.parquet", {"old": old[low:high], "new": new[low:high]}
+                )
         ctx.count(renamed=len(old))
 
 
@@ -191,7 +204,9 @@ class SupervoxelsStage(Stage):
     def _blocks_are_whole_chunks(self) -> SupervoxelsStage:
         for axis, block, chunk in zip(_AXES, self.block_shape, self.chunk_shape, strict=True):
             if block % chunk:
-                raise ValueError(f"block_shape[{axis}]={block} is not a multiple of chunk_shape[{axis}]={chunk}")
+                raise ValueError(
+                    f"block_shape[{axis}]={block} is not a multiple of chunk_shape[{axis}]={chunk}"
+                )
         return self
 
     def expand(self, site: Site) -> StagePlan:
@@ -248,10 +263,20 @@ class SupervoxelsStage(Stage):
             layers=(fragments, output),
             steps=(
                 # Three affinity channels, their copies at the border, parents and labels.
-                Step(f"{self.label}.label", n_blocks, label, task_memory_bytes=worker_bytes(n_voxels, per_voxel=26)),
+                Step(
+                    f"{self.label}.label",
+                    n_blocks,
+                    label,
+                    task_memory_bytes=worker_bytes(n_voxels, per_voxel=26),
+                ),
                 Step(f"{self.label}.faces", n_blocks, faces, task_memory_bytes=worker_bytes(0, per_voxel=0)),
                 Step(f"{self.label}.names", 1, names, task_memory_bytes=worker_bytes(0, per_voxel=0)),
-                Step(f"{self.label}.rename", n_blocks, rename, task_memory_bytes=worker_bytes(n_voxels, per_voxel=24)),
+                Step(
+                    f"{self.label}.rename",
+                    n_blocks,
+                    rename,
+                    task_memory_bytes=worker_bytes(n_voxels, per_voxel=24),
+                ),
             ),
             # compressed_segmentation takes about a tenth of the raw ids (measured on fib25).
             outputs_bytes=2 * bounds.n_voxels * 8 // 10,

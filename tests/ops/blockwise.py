@@ -74,7 +74,10 @@ def blockwise(affinities, *, cuts, t_low, t_high, rule: Rule, mask=None, fanout=
         outer = Box(core.grow((1, 1, 1)).start, core.stop).intersect(bounds)
         labels = names[outer.slices_in(bounds)]
         graphs[key] = region_graph(
-            np.asfortranarray(labels), affinities[(slice(None), *core.slices_in(bounds))], core=core, bounds=bounds
+            np.asfortranarray(labels),
+            affinities[(slice(None), *core.slices_in(bounds))],
+            core=core,
+            bounds=bounds,
         )
         faces[key] = face_ids(labels, core=core, bounds=bounds)
         voxels[key] = Sizes(*sizes(names[core.slices_in(bounds)]))
@@ -117,7 +120,9 @@ def blockwise(affinities, *, cuts, t_low, t_high, rule: Rule, mask=None, fanout=
     root = next(iter(decided.values()))
     assert root.residual.n_edges == 0
     final = np.zeros(bounds.shape, np.uint64, order="F")
-    absorbed = absorb_small(root.small, sizes=root.sizes, min_size_vx=rule.min_size_vx) if rule.min_size_vx else None
+    absorbed = (
+        absorb_small(root.small, sizes=root.sizes, min_size_vx=rule.min_size_vx) if rule.min_size_vx else None
+    )
     for key, core in blocks.items():
         at = core.slices_in(bounds)
         ids = np.unique(names[at])

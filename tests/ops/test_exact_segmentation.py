@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from blockwise import blockwise
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from blockwise import blockwise
 from cloudseg.geometry import Box
 from cloudseg.ops.agglomerate import Rule
 from cloudseg.ops.region_graph import region_graph
@@ -57,7 +57,15 @@ def test_blockwise_equals_one_shot_bit_for_bit(case, rule, t_low, t_high, fanout
     affinities, cuts, mask, seed = case
     whole = segment(affinities, t_low=t_low, t_high=t_high, rule=rule, mask=mask)
     names, final, graph = blockwise(
-        affinities, cuts=cuts, t_low=t_low, t_high=t_high, rule=rule, mask=mask, fanout=fanout, seed=seed, repeat=repeat
+        affinities,
+        cuts=cuts,
+        t_low=t_low,
+        t_high=t_high,
+        rule=rule,
+        mask=mask,
+        fanout=fanout,
+        seed=seed,
+        repeat=repeat,
     )
     np.testing.assert_array_equal(names, whole.supervoxels)
     box = Box.of_shape(affinities.shape[1:])

@@ -41,7 +41,7 @@ def run_stage(stage, site, *, seed, repeat):
     ctx = Context(open_volume=open_volume, open_objects=open_objects)
     for step in plan.steps:
         tasks = list(step.tasks()) * (2 if repeat else 1)
-        assert len(set(t.id for t in tasks)) == step.n_tasks > 0
+        assert len({t.id for t in tasks}) == step.n_tasks > 0
         random.Random(seed).shuffle(tasks)
         for task in tasks:
             load_task(task.canonical_json()).run(ctx)
@@ -91,7 +91,9 @@ def test_stages_equal_one_call_for_any_blocks(root, affinities, block, fanout, h
     rule = Rule(0.55 * 255, 0.7 * 255, 20, 60, 12)
     whole = segment(affinities, t_low=3, t_high=254, rule=rule)
     for name, expected in (("supervoxels", whole.supervoxels), ("segmentation", whole.segments)):
-        np.testing.assert_array_equal(open_volume(layers[name].uri).read(source.info.bounds), expected, err_msg=name)
+        np.testing.assert_array_equal(
+            open_volume(layers[name].uri).read(source.info.bounds), expected, err_msg=name
+        )
     assert 1 < len(np.unique(whole.segments)) < len(np.unique(whole.supervoxels)) < affinities[0].size
 
 
