@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, PositiveInt
 
 from cloudseg.errors import SpecError
@@ -19,6 +18,7 @@ from cloudseg.ops.lattice import PatchLattice
 from cloudseg.specs import FrozenModel
 from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
+from cloudseg.volumes.mask import TissueMask
 from cloudseg.volumes.protocol import Positive3, Volume, VolumeInfo
 
 if TYPE_CHECKING:  # planning needs no torch
@@ -93,7 +93,7 @@ class AffinitiesTask(BlockTask):
         options = self.options
         image = ctx.open_volume(self.image_uri, mip=options.mip)
         destination = ctx.open_volume(self.affinities_uri)
-        mask = _Mask.open(options, image.info, ctx.open_volume)
+        mask = _open_mask(options, image.info, ctx.open_volume)
         # torch loads here, in the worker: planning does without it.
         from cloudseg.models.stream import predict_block
 
@@ -166,7 +166,7 @@ class AffinitiesStage(Stage, AffinitiesOptions):
         lattice = lattice_of(spec, info.bounds)
         block_shape = self.block_shape or default_block_shape(lattice, chunk_shape=self.chunk_shape)
         self._check_blocks(block_shape)
-        mask = _Mask.open(self, info, site.open_volume)
+        mask = _open_mask(self, info, site.open_volume)
 
         options = AffinitiesOptions(**{name: getattr(self, name) for name in AffinitiesOptions.model_fields})
         layer = Layer("affinities", f"{site.root.rstrip('/')}/affinities", self._output_info(info))
@@ -251,57 +251,12 @@ def task_memory_bytes(
     return torch_itself + network + slabs
 
 
-@dataclass(frozen=True)
-class _Mask:
-    """A tissue mask in the voxels of the image."""
-
-    volume: Volume
-    factor: XYZ
-
-    @classmethod
-    def open(
-        cls, options: AffinitiesOptions, image: VolumeInfo, open_volume: Callable[..., Volume]
-    ) -> _Mask | None:
-        """Open the mask of ``options``, if any, and refuse one that does not fit ``image``."""
-        if options.mask is None:
-            return None
-        volume = open_volume(options.mask, mip=options.mask_mip)
-        info = volume.info
-        ratios = [m / i for m, i in zip(info.voxel_size_nm, image.voxel_size_nm, strict=True)]
-        factor = tuple(max(1, round(r)) for r in ratios)
-        if any(abs(r - f) > 1e-3 * f for r, f in zip(ratios, factor, strict=True)):
-            raise SpecError(
-                f"the mask {options.mask} has voxels of {info.voxel_size_nm} nm, the image {image.voxel_size_nm} nm; "
-                "a mask's voxels must be whole multiples of the image's: downsample the mask from the image's grid"
-            )
-        if info.n_channels != 1 or info.dtype == "float32":
-            raise SpecError(
-                f"the mask {options.mask} must hold one channel of integers (0 = no tissue), "
-                f"got {info.n_channels} of {info.dtype}"
-            )
-        mask = cls(volume, (factor[0], factor[1], factor[2]))
-        if info.bounds.intersect(mask._cover(image.bounds)).is_empty:
-            raise SpecError(
-                f"the mask {options.mask} covers {info.bounds} in its own voxels, the image would be at "
-                f"{mask._cover(image.bounds)}: they do not overlap; check the voxel offsets"
-            )
-        return mask
-
-    def read(self, box: Box) -> npt.NDArray[np.bool_]:
-        """Return where ``box`` (in image voxels) holds tissue, ``(x, y, z)``; outside the mask there is none."""
-        cover = self._cover(box)
-        coarse = self.volume.read(cover, fill=0, missing="zero") != 0
-        index = [
-            np.arange(low, high) // f - c
-            for low, high, f, c in zip(box.start, box.stop, self.factor, cover.start, strict=True)
-        ]
-        tissue: npt.NDArray[np.bool_] = coarse[np.ix_(*index)]
-        return tissue
-
-    def _cover(self, box: Box) -> Box:
-        low = tuple(a // f for a, f in zip(box.start, self.factor, strict=True))
-        high = tuple(-(-b // f) for b, f in zip(box.stop, self.factor, strict=True))
-        return Box(low, high)  # type: ignore[arg-type]
+def _open_mask(
+    options: AffinitiesOptions, image: VolumeInfo, open_volume: Callable[..., Volume]
+) -> TissueMask | None:
+    if options.mask is None:
+        return None
+    return TissueMask.open(options.mask, mip=options.mask_mip, image=image, open_volume=open_volume)
 
 
 @dataclass(frozen=True)
@@ -310,7 +265,7 @@ class _Blocks:
 
     bounds: Box
     block_shape: XYZ
-    mask: _Mask | None
+    mask: TissueMask | None
 
     def __iter__(self) -> Iterator[Box]:
         n_x, n_y, n_z = grid_shape(self.bounds, self.block_shape)
