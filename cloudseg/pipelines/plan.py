@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from cloudseg.errors import ConflictError, SpecError
+from cloudseg.errors import CloudsegError, ConflictError, SpecError
 from cloudseg.geometry import Box
 from cloudseg.pipelines.spec import PipelineSpec
 from cloudseg.specs import FrozenModel
@@ -114,7 +114,7 @@ def plan(
         site = Site(root=spec.root, layers=layers, open_volume=open_volume, open_objects=open_objects)
         try:
             expansion = stage.expand(site)
-        except SpecError as error:
+        except CloudsegError as error:
             raise type(error)(f"stage {stage.label!r}: {error}") from error
         _check(expansion, stage=stage, owners=owners, step_names=step_names)
         made[stage.label] = expansion.layers

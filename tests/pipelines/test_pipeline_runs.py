@@ -177,7 +177,9 @@ def test_a_shared_queue_is_filled_once_and_served_by_other_workers(
     wait_for(note.exists)
     first.kill()
     second = process(*arguments)
-    time.sleep(2.0)
+    assert second.stdout is not None
+    assert "toy_invert: 36 tasks" in second.stdout.readline()
+    time.sleep(1.0)  # it has looked at the queue; time to fill it again, if it were wrong about it
     assert second.poll() is None
     assert queue.counts().ready == N_INVERT
     worker = process("worker", queue.uri, "--processes", 2)
