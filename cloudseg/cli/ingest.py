@@ -26,7 +26,13 @@ Default order of the axes, where the file does not name them:
 @click.argument("src")
 @click.argument("dst")
 @click.option("--voxel-size", metavar="X,Y,Z", help="Edges of a voxel in nm; needed unless the file says.")
-@click.option("--layer", type=click.Choice(["image", "segmentation"]), default="image", show_default=True)
+@click.option(
+    "--layer",
+    type=click.Choice(["image", "segmentation"]),
+    default="image",
+    show_default=True,
+    help="What the voxels are: grey levels, or ids (which become uint64).",
+)
 @click.option("--dataset", help="The array inside the file, where there are several.")
 @click.option("--axes", help="Order of the file's axes, e.g. zyx, xyz, czyx.")
 @click.option(

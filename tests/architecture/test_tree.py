@@ -22,7 +22,7 @@ MAX_WEIGHTS_BYTES = 20_000_000
 BINARY = {".npz", ".png", ".safetensors", ".parquet"}
 
 # An address that holds on one machine only says nothing to any other reader.
-LOCAL_ADDRESS = re.compile(r"(?<![\w.$}])/(?:home|root|Users|work|opt|mnt)/[\w.-]+")
+LOCAL_ADDRESS = re.compile(r"(?:(?<![\w.$}/])|(?<=file://))/(?:home|root|Users|work|opt|mnt)/[\w.-]+")
 REGISTRY_HOST = re.compile(
     r"(?:--(?:extra-)?index-url|--find-links|files\.pythonhosted\.org|//pypi\.org|download\.pytorch\.org)"
 )
@@ -84,6 +84,7 @@ def test_no_file_names_a_package_registry():
         ("file:///root/.cache", True),
         ("https://host/home/page", False),
         ("gs://bucket/work/layer", False),
+        ("memory://root/image", False),
         ("/app/data", False),
         ("./work/x", False),
     ],
