@@ -1,0 +1,97 @@
+"""Whole runs for tests and benchmarks: images in a folder, pipelines as a user starts them, digests of what they made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cloudseg.geometry import Box
+from cloudseg.testing.phantom import neurite_phantom
+from cloudseg.volumes import VolumeInfo, create_volume, open_volume
+
+VOXEL_NM = (8.0, 8.0, 8.0)
+# What is not a result: receipts hold times and hosts, queues and scratch come and go.
+NOT_RESULTS = ("pipeline",)
+
+
+def real_or_phantom(data: Path | None, edge: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
+    """Return image and truth ``(edge, edge, edge)``: FIB-25 from the data folder, or a phantom without one.
+
+    The real truth covers z < 160; above it is 0 (unknown). An edge over 250 continues the image by mirroring.
+    """
+    folder = data / "fib25" if data is not None else None
+    if folder is None or not (folder / "sample2_image.npz").is_file():
+        phantom = neurite_phantom((edge, edge, edge), seed=0)
+        return phantom.image, phantom.labels
+    image = np.load(folder / "sample2_image.npz")["image"]
+    labels = np.zeros(image.shape, np.uint64)
+    labels[:, :, :160] = np.load(folder / "sample2_labels_z000_160.npz")["labels"]
+    if edge > 250:
+        lack = [(0, edge - s) for s in image.shape]
+        image, labels = np.pad(image, lack, mode="symmetric"), np.pad(labels, lack)
+    cut = (slice(edge),) * 3
+    return np.asfortranarray(image[cut]), np.asfortranarray(labels[cut])
+
+
+def store(uri: str, array: npt.NDArray[np.generic]) -> str:
+    """Write a whole image (uint8) or segmentation (uint64) of 8 nm voxels; return ``uri``."""
+    is_labels = array.dtype == np.uint64
+    x, y, z = array.shape[-3:]
+    info = VolumeInfo(
+        bounds=Box.of_shape((x, y, z)),
+        voxel_size_nm=VOXEL_NM,
+        dtype="uint64" if is_labels else "uint8",
+        n_channels=array.shape[0] if array.ndim == 4 else 1,
+        layer="segmentation" if is_labels else "image",
+    )
+    create_volume(uri, info).write(info.bounds, array)
+    return uri
+
+
+def cloudseg(*args: str, check: bool = True, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does; its output is captured."""
+    command = command_line(*args)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**os.environ, **(env or {})}
+    )
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(args)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def command_line(*args: str) -> Sequence[str]:
+    """Return the words that start ``cloudseg`` with this interpreter."""
+    return [sys.executable, "-c", "from cloudseg.cli.main import main; main()", *args]
+
+
+def file_digests(folder: Path, *, leave_out: Iterable[str] = NOT_RESULTS) -> dict[str, str]:
+    """Return the SHA-256 of every file below ``folder`` by its relative path; top-level ``leave_out`` is left out."""
+    left_out = set(leave_out)
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] not in left_out
+    }
+
+
+def voxel_digest(uri: str) -> str:
+    """Return the SHA-256 of all voxels of a volume, whatever its chunks are."""
+    volume = open_volume(uri)
+    return hashlib.sha256(np.asfortranarray(volume.read(volume.info.bounds)).tobytes(order="F")).hexdigest()
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a Markdown table."""
+    print(f"\n### {title}\n")
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(str(cell) for cell in row) + " |")
+    print(flush=True)
