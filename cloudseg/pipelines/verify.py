@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloudseg.errors import CloudsegError, NotFoundError
+from cloudseg.errors import CloudsegError, MissingChunkError
 from cloudseg.geometry import Box, grid_box, grid_shape
 from cloudseg.pipelines import advance
-from cloudseg.pipelines.plan import PipelinePlan, plan
+from cloudseg.pipelines.plan import PipelinePlan, PlannedStage, plan
+from cloudseg.tasking.task import BlockTask
 from cloudseg.volumes import open_volume, scales
 from cloudseg.volumes.objects import Objects
 from cloudseg.volumes.protocol import Array, VolumeInfo
@@ -87,21 +88,27 @@ def verify(
         for layer in stage.plan.layers:
             try:
                 infos = scales(layer.uri)
-            except (NotFoundError, CloudsegError) as error:
+            except CloudsegError as error:
                 problems.append(f"layer {layer.name!r}: {error}")
                 continue
             if infos[0] != layer.info:
                 problems.append(
                     f"layer {layer.name!r} at {layer.uri} is {infos[0]}, but the plan says {layer.info}"
                 )
+            absent: list[_Absent] = []
             for mip, info in enumerate(infos):
                 wanted = list(_chosen(info, sample=sample, seed=seed))
                 if on_layer is not None:
                     on_layer(f"{layer.name} mip {mip}", len(wanted))
-                problems.extend(_compare(layer.uri, wanted, mip=mip, on_chunk=on_chunk))
+                for found in _compare(layer.uri, wanted, mip=mip, on_chunk=on_chunk):
+                    if isinstance(found, str):
+                        problems.append(found)
+                    else:
+                        absent.append(_Absent(_at_mip_0(found.box, info, infos[0]), found.problem))
                 checks.append(
                     LayerCheck(name=layer.name, mip=mip, n_chunks=_n_chunks(info), n_read=len(wanted))
                 )
+            problems.extend(_not_excused(absent, stage))
     return VerifyReport(n_tasks=expanded.n_tasks, layers=tuple(checks), problems=tuple(problems))
 
 
@@ -122,22 +129,54 @@ def _check_steps(expanded: PipelinePlan, objects: Objects) -> Iterator[str]:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Absent:
+    """A chunk that was never written."""
+
+    box: Box
+    problem: str
+
+
 def _compare(
     uri: str, boxes: list[Box], *, mip: int, on_chunk: Callable[[int], None] | None
-) -> Iterator[str]:
+) -> Iterator[str | _Absent]:
     ours, theirs = open_volume(uri, mip=mip), SecondOpinion(uri, mip=mip)
     tolerance = JPEG_TOLERANCE if ours.info.encoding == "jpeg" else 0
     for box in boxes:
+        where = f"{uri} mip {mip}, chunk {box}"
         try:
-            a, b = ours.read(box), theirs.read(box)
+            a = ours.read(box)
+            n_differing = count_differing(a, theirs.read(box), tolerance=tolerance)
+        except MissingChunkError as error:
+            yield _Absent(box, f"{where}: {error}")
         except CloudsegError as error:
-            yield f"{uri} mip {mip}, chunk {box}: {error}"
+            yield f"{where}: {error}"
         else:
-            n_differing = count_differing(a, b, tolerance=tolerance)
             if n_differing:
-                yield f"{uri} mip {mip}, chunk {box}: tensorstore and cloud-volume differ in {n_differing} values"
+                yield f"{where}: tensorstore and cloud-volume differ in {n_differing} values"
         if on_chunk is not None:
             on_chunk(1)
+
+
+def _not_excused(absent: list[_Absent], stage: PlannedStage) -> list[str]:
+    """Return the complaints about chunks that a task should have written.
+
+    Blocks without tissue get no task, and their chunks are rightly absent.
+    """
+    if not absent:
+        return []
+    cores = [t.core for step in stage.plan.steps for t in step.tasks() if isinstance(t, BlockTask)]
+    return [
+        x.problem for x in absent if not cores or any(not x.box.intersect(core).is_empty for core in cores)
+    ]
+
+
+def _at_mip_0(box: Box, info: VolumeInfo, finest: VolumeInfo) -> Box:
+    """Return which voxels of the finest scale ``box`` covers."""
+    factor = [round(a / b) for a, b in zip(info.voxel_size_nm, finest.voxel_size_nm, strict=True)]
+    start = [v * f for v, f in zip(box.start, factor, strict=True)]
+    stop = [v * f for v, f in zip(box.stop, factor, strict=True)]
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
 def count_differing(a: Array, b: Array, *, tolerance: int = 0) -> int:

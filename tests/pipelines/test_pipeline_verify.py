@@ -17,7 +17,7 @@ from cloudseg.geometry import Box
 from cloudseg.pipelines.execute import execute
 from cloudseg.pipelines.plan import plan
 from cloudseg.pipelines.progress import LineProgress
-from cloudseg.pipelines.spec import read_spec
+from cloudseg.pipelines.spec import load_spec, read_spec
 from cloudseg.pipelines.verify import count_differing, verify
 from cloudseg.volumes import VolumeInfo, create_volume, open_objects, sharding_for
 from cloudseg.volumes.second_opinion import SecondOpinion
@@ -62,6 +62,17 @@ def test_a_sound_run_passes_and_every_kind_of_damage_is_named(finished: Path, co
     assert "step 'toy_invert' has 7 receipts for 8 tasks; run it to its end first" in problems(finished)
     shutil.rmtree(finished / "inverted")
     assert "layer 'inverted': " in problems(finished)
+
+
+def test_a_chunk_that_no_task_was_to_write_may_be_absent(image: Path, tmp_path: Path) -> None:
+    stages = [{"kind": "toy_invert", "block_shape": [32, 32, 32], "skip": [3]}]
+    data = {"image": str(image), "root": str(tmp_path / "root"), "workers": 1, "stage": stages}
+    execute(plan(load_spec(data, where="here")), progress=LineProgress(Console(file=StringIO())))
+    (chunks,) = (path for path in (tmp_path / "root" / "inverted").iterdir() if path.is_dir())
+    assert len(list(chunks.iterdir())) == 7
+    assert not problems(tmp_path / "root")
+    next(chunks.iterdir()).unlink()
+    assert "was never written" in problems(tmp_path / "root")
 
 
 def test_a_sample_is_chosen_by_its_seed(finished: Path) -> None:

@@ -65,9 +65,10 @@ class InvertStage(Stage):
     sleep_s: float = 0.0
     poison: tuple[int, ...] = ()
     extra_bytes: int = 0
+    skip: tuple[int, ...] = ()
 
     def expand(self, site: Site) -> StagePlan:
-        """One task a block; the blocks whose number is in ``poison`` can be made to fail."""
+        """One task a block; blocks named in ``skip`` get none, those in ``poison`` can be made to fail."""
         image = site.layer("image", wanted_by=self.label)
         out = Layer(
             name=self.output,
@@ -77,6 +78,8 @@ class InvertStage(Stage):
 
         def tasks() -> Iterator[Task]:
             for n, core in enumerate(tile(image.info.bounds, self.block_shape)):
+                if n in self.skip:
+                    continue
                 yield InvertTask(
                     core=core,
                     src_uri=image.uri,
@@ -86,7 +89,7 @@ class InvertStage(Stage):
                     poison=n in self.poison,
                 )
 
-        n_tasks = sum(1 for _ in tile(image.info.bounds, self.block_shape))
+        n_tasks = sum(1 for _ in tile(image.info.bounds, self.block_shape)) - len(self.skip)
         step = Step(name=self.label, n_tasks=n_tasks, tasks=tasks, task_memory_bytes=200_000_000)
         n_bytes = image.info.bounds.n_voxels + self.extra_bytes
         return StagePlan(name=self.label, layers=(out,), steps=(step,), outputs_bytes=n_bytes)
