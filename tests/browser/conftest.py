@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from cloudseg.geometry import Box
+from cloudseg.tasking.steps import Layer, Site
+from cloudseg.tasking.task import Context
 from cloudseg.testing.phantom import neurite_phantom
-from cloudseg.volumes import VolumeInfo, create_volume, open_objects, update_info
+from cloudseg.volumes import VolumeInfo, create_volume, open_objects, open_volume, update_info
 from cloudseg.volumes.segment_properties import segment_properties_info, write_segment_properties
+from cloudseg_tasks.igneous import DownsampleStage, MeshesStage, SkeletonsStage
 
 SHAPE = (96, 96, 64)
 OFFSET = (64, 32, 16)
@@ -65,14 +68,15 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def new_page(chromium):
-    """Opens fresh pages; each keeps its console errors in ``page.problems``."""
+    """Opens fresh pages; each keeps its console errors in ``problems`` and the addresses it asked for in ``asked``."""
     contexts = []
 
     def open_page():
         context = chromium.new_context(viewport={"width": 900, "height": 650})
         contexts.append(context)
         page = context.new_page()
-        page.problems = []
+        page.problems, page.asked = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
         page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         return page
@@ -109,45 +113,36 @@ def root(tmp_path_factory) -> Path:
     tissue[:20] = 0
     create_volume(root / "mask", VolumeInfo(**layout)).write(bounds, tissue)
 
-    _products(root / "segmentation", phantom.labels, phantom.voxel_size_nm)
+    _products(root, VolumeInfo(**layout, **labels), phantom.labels)
     return root
 
 
-def _products(segmentation: Path, labels: np.ndarray, voxel_size_nm: tuple[float, float, float]) -> None:
-    """Meshes and skeletons as the pipeline's stages make them (sharded, several resolutions), and properties."""
-    import igneous.task_creation as igneous
-    from taskqueue import LocalTaskQueue
-
+def _products(root: Path, info: VolumeInfo, labels: np.ndarray) -> None:
+    """Coarser scales, meshes, skeletons and properties, made by the pipeline's own stages."""
+    segmentation = f"file://{root}/segmentation"
+    site = Site(
+        f"file://{root}",
+        {"segmentation": Layer("segmentation", segmentation, info)},
+        open_volume,
+        open_objects,
+    )
+    stages = (
+        DownsampleStage(n_mips=1),
+        MeshesStage(simplification_error_nm=8.0),
+        SkeletonsStage(dust_vx=100, min_cable_nm=50, tick_nm=50),
+    )
+    for stage in stages:
+        for step in stage.expand(site).steps:
+            if step.prepare:
+                step.prepare()
+            for task in step.tasks():
+                task.run(Context(open_volume=open_volume, open_objects=open_objects))
     ids, counts = np.unique(labels, return_counts=True)
     properties = segment_properties_info(
         ids, labels=[f"neurite {i}" for i in ids], numbers={"voxels": (counts, "voxels inside")}
     )
     write_segment_properties(open_objects(segmentation), properties)
-    uri = f"file://{segmentation}"
-    largest = [int(i) for i in ids[np.argsort(counts)][-12:]]
-    queue = LocalTaskQueue(parallel=1, progress=False)
-    queue.insert_all(
-        igneous.create_meshing_tasks(
-            uri, mip=0, shape=(96, 96, 64), mesh_dir="mesh", object_ids=largest, sharded=True, progress=False
-        )
-    )
-    queue.insert_all(
-        igneous.create_sharded_multires_mesh_tasks(uri, num_lod=1, mesh_dir="mesh", progress=False)
-    )
-    queue.insert_all(
-        igneous.create_skeletonizing_tasks(
-            uri,
-            mip=0,
-            shape=(96, 96, 64),
-            object_ids=largest,
-            teasar_params={"scale": 1.5, "const": 300},
-            dust_threshold=100,
-            sharded=True,
-            progress=False,
-        )
-    )
-    queue.insert_all(igneous.create_sharded_skeleton_merge_tasks(uri, dust_threshold=100, tick_threshold=100))
-    update_info(uri, segment_properties="segment_properties")
+    update_info(segmentation, segment_properties="segment_properties")
 
 
 # State and tier of each source's chunks: Neuroglancer keeps [(state * 3 + tier) * 3 + quantity] in one array, where

@@ -146,7 +146,12 @@ def _segmentation(facts: LayerFacts) -> Json:
         # The other segments stay faintly visible in the sections, so that the picture shows the whole result.
         layer["notSelectedAlpha"] = 0.12
         layer["objectAlpha"] = 0.85
-        layer["skeletonRendering"] = {"mode2d": "lines_and_points", "mode3d": "lines", "lineWidth3d": 3}
+        layer["skeletonRendering"] = {
+            "mode2d": "lines",
+            "lineWidth2d": 1,
+            "mode3d": "lines",
+            "lineWidth3d": 3,
+        }
     return layer
 
 

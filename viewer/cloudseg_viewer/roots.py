@@ -28,8 +28,8 @@ _SAMPLE_SPOTS = (
     *((x, y, z) for x in (0.25, 0.75) for y in (0.25, 0.75) for z in (0.25, 0.75)),
 )
 
-# Enough to fill the picture with neurites, few enough to load in a moment.
-_SHOWN_SEGMENTS = 24
+# Enough to fill the picture with neurites, few enough to tell apart and to load in a moment.
+_SHOWN_SEGMENTS = 16
 # Some of the sampled segments are too small to have a mesh.
 _CANDIDATES = 64
 
