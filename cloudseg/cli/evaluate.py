@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 @click.option(
     "--skeletons",
     "skeletons_uri",
-    help="Precomputed folder, folder of .swc files, or .npz: adds run lengths.",
+    help="Adds run lengths: Precomputed folder, folder of .swc files, .npz, or the word truth.",
 )
 @click.option(
     "--skeleton-unit", type=float, default=1.0, show_default=True, help="nm in a unit of .swc and .npz."
@@ -92,7 +92,7 @@ def evaluate(
     over blocks. Segment 0 counts as a segment unless it is ignored.
     """
     from cloudseg.ops.metrics import culprits
-    from cloudseg.volumes.evaluate import Labels
+    from cloudseg.volumes.evaluate import Labels, skeletons_of_truth
     from cloudseg.volumes.evaluate import evaluate as run
     from cloudseg.volumes.skeletons import read_skeletons
 
@@ -106,11 +106,17 @@ def evaluate(
         Labels.open(truth, mip=truth_mip, missing=missing),
     )
     mask = Labels.open(mask_uri, missing=missing) if mask_uri else None
-    skeletons = read_skeletons(skeletons_uri, nm_per_unit=skeleton_unit) if skeletons_uri else None
+    where = Box.parse(box) if box else None
+    skeletons = None
+    if skeletons_uri == "truth":
+        with bar("objects") as progress:
+            skeletons = skeletons_of_truth(*inputs, box=where, progress=progress)
+    elif skeletons_uri:
+        skeletons = read_skeletons(skeletons_uri, nm_per_unit=skeleton_unit)
     with bar("voxels") as progress:
         result = run(
             *inputs,
-            box=Box.parse(box) if box else None,
+            box=where,
             mask=mask,
             skeletons=skeletons,
             merge_tolerance_nodes=merge_tolerance,

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from cloudseg.errors import NotFoundError, SpecError
 from cloudseg.geometry import XYZ, Box, tile
+from cloudseg.ops.centerline import centerlines
 from cloudseg.ops.contingency import Contingency, contingency
-from cloudseg.ops.downsample import coarse_box, fine_box
+from cloudseg.ops.downsample import coarse_box, downsample_mode, fine_box, next_factor
 from cloudseg.ops.run_length import RunLength, expected_run_length
 from cloudseg.volumes.open import open_volume
 from cloudseg.volumes.protocol import Array, Volume
@@ -25,6 +26,10 @@ VoxelSize = tuple[float, float, float]
 
 # Two blocks of ids (uint64) of this size and their mask are 70 MiB; the next pair is read meanwhile.
 _BLOCK: XYZ = (256, 256, 64)
+
+# 1 GiB of uint64; and what a minute traces.
+_TRACED_VOXELS = 1 << 27
+_TRACED_AT_VOXELS = 2_000_000
 
 # Relative difference under which two voxel sizes are the same: headers round.
 _SAME_SIZE = 1e-3
@@ -167,6 +172,87 @@ def evaluate(
     table = Contingency.total(tables())
     run_length = nodes.score(merge_tolerance_nodes, notes) if nodes is not None else None
     return Evaluation(common, table, run_length, tuple(notes))
+
+
+def skeletons_of_truth(
+    seg: Labels,
+    truth: Labels,
+    *,
+    box: Box | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Skeletons:
+    """Trace the truth objects where both are compared: for scoring where nobody traced by hand.
+
+    The truth is held in memory, and traced at a scale of at most some million voxels: fine for blocks with dense
+    truth, which are small. For more, run the skeleton stage on the truth and pass its folder.
+
+    Parameters
+    ----------
+    seg, truth, box
+        As for :func:`evaluate`.
+    progress
+        Called after every object.
+
+    Raises
+    ------
+    SpecError
+        If the compared box is too large, the voxel size unknown, or no object long enough to follow.
+    """
+    size = _voxel_size(seg, truth, [])
+    if size is None:
+        raise SpecError(
+            "skeletons are in nm: neither the segmentation nor the truth says how large its voxels are"
+        )
+    common = _common_box(seg, truth, box, [])
+    if common.n_voxels > _TRACED_VOXELS:
+        raise SpecError(
+            f"tracing the truth in {common} would hold {common.n_voxels:,} voxels in memory, the limit is "
+            f"{_TRACED_VOXELS:,}: choose a smaller --box, or run the skeleton stage on the truth and pass its folder"
+        )
+    fine = truth.read(common)
+    labels, start, cell = fine, common.start, (1, 1, 1)
+    while labels.size > _TRACED_AT_VOXELS:
+        coarse_size = (size[0] * cell[0], size[1] * cell[1], size[2] * cell[2])
+        factor = next_factor(coarse_size, (labels.shape[0], labels.shape[1], labels.shape[2]))
+        labels = downsample_mode(labels, factor, start=start)
+        start = coarse_box(Box.of_shape((1, 1, 1), at=start), factor).start
+        cell = (cell[0] * factor[0], cell[1] * factor[1], cell[2] * factor[2])
+    cell_size = (size[0] * cell[0], size[1] * cell[1], size[2] * cell[2])
+    n_objects = int(np.count_nonzero(np.unique(labels)))
+
+    def traced() -> Iterator[tuple[int, Array, Array]]:
+        for done, (name, nodes, edges) in enumerate(centerlines(labels, cell_size), start=1):
+            if progress is not None:
+                progress("tracing truth", done, n_objects)
+            cells = np.floor(nodes / np.array(cell_size)).astype(np.int64) + start
+            voxels = _own_voxels(cells, cell, fine == name, common)
+            yield name, (voxels + 0.5) * np.array(size), edges
+        if progress is not None:
+            progress("tracing truth", n_objects, n_objects)
+
+    return Skeletons.joined(traced(), uri=f"the truth {truth.uri} in {common}")
+
+
+def _own_voxels(
+    cells: npt.NDArray[np.int64], cell: XYZ, inside: npt.NDArray[np.bool_], box: Box
+) -> npt.NDArray[np.int64]:
+    """Return, for each coarse cell, the fine voxel nearest to its middle that lies in the object.
+
+    The object is the most frequent in the cell, but the middle may be a neighbour's: a node there would count as
+    a merger that nobody made.
+    """
+    offsets = np.argwhere(np.ones(cell, bool))
+    middle = (np.array(cell) - 1) / 2
+    offsets = offsets[np.argsort(((offsets - middle) ** 2).sum(axis=1), kind="stable")]
+    found: npt.NDArray[np.int64] = cells * np.array(cell) + offsets[0]
+    open_ = np.ones(len(cells), bool)
+    for offset in offsets:
+        voxels = cells * np.array(cell) + offset
+        there = open_ & ((voxels >= box.start) & (voxels < box.stop)).all(axis=1)
+        there[there] = inside[tuple((voxels[there] - box.start).T)]
+        found[there] = voxels[there]
+        open_ &= ~there
+    return found
 
 
 class _Nodes:

@@ -330,3 +330,37 @@ def test_a_published_segmentation_scores_as_scikit_image_says():
     )
     split, merge = variation_of_information(truth, seg, ignore_labels=(0,))
     assert document["scores"]["voi_sum"] == pytest.approx(split + merge, abs=1e-9)
+
+
+def test_skeletons_can_be_made_from_the_truth(monkeypatch):
+    monkeypatch.setattr("cloudseg.volumes.evaluate._TRACED_AT_VOXELS", 40 * 16 * 16 // 2)
+    truth, _ = lines()
+    seg = truth.copy()
+    seg[20:, 2:6] = 7
+    store("memory://truth", truth, size=(20, 20, 20), at=(5, 3, 1))
+    store("memory://seg", seg, size=(20, 20, 20), at=(5, 3, 1))
+    perfect = evaluate("memory://truth", "memory://truth", "--skeletons", "truth")["run_length"]
+    assert perfect["n_skeletons"] == 2
+    assert perfect["normalised_erl"] == 1
+    assert perfect["total_length_nm"] >= 2 * 37 * 20  # from end to end; cells of 40 nm make it zigzag
+    split = evaluate("memory://seg", "memory://truth", "--skeletons", "truth")["run_length"]
+    assert split["n_splits"] == 1
+    assert split["normalised_erl"] == pytest.approx(0.75, abs=0.05)
+
+
+def test_truth_that_cannot_be_traced_is_refused(tmp_path, monkeypatch):
+    truth, _ = lines()
+    np.save(tmp_path / "truth.npy", truth)
+    same = (tmp_path / "truth.npy", tmp_path / "truth.npy", "--skeletons", "truth")
+    with pytest.raises(
+        SpecError, match="neither the segmentation nor the truth says how large its voxels are"
+    ):
+        run(*same)
+    store("memory://dust", np.eye(9, dtype=np.uint64)[..., np.newaxis] * np.arange(9, dtype=np.uint64))
+    with pytest.raises(SpecError, match="the truth memory://dust in 0,0,0:9,9,9 holds no skeletons"):
+        run("memory://dust", "memory://dust", "--skeletons", "truth")
+    monkeypatch.setattr("cloudseg.volumes.evaluate._TRACED_VOXELS", 100)
+    with pytest.raises(
+        SpecError, match=r"would hold 729 voxels in memory, the limit is 100: choose a smaller --box"
+    ):
+        run("memory://dust", "memory://dust", "--skeletons", "truth")
