@@ -101,12 +101,15 @@ def plan(
     # One voxel proves that the address, the rights and the codec work: better now than in each of the tasks.
     volume.read(Box.of_shape((1, 1, 1), at=volume.info.bounds.start))
     image = Layer(name="image", uri=spec.image, info=volume.info)
+    given = {"image": image}
+    for name, uri in spec.inputs.items():
+        given[name] = Layer(name=name, uri=uri, info=open_volume(uri).info)
     made: dict[str, tuple[Layer, ...]] = {}
-    owners = {spec.image: "the input image"}
+    owners = {spec.image: "the input image", **{uri: f"the input {name!r}" for name, uri in spec.inputs.items()}}
     step_names: set[str] = set()
     planned = []
     for stage in spec.ordered():
-        layers = {"image": image}
+        layers = dict(given)
         earlier = spec.before(stage.label)
         for label, outputs in made.items():
             if label in earlier:

@@ -42,6 +42,8 @@ class PipelineSpec(FrozenModel):
         Address of the image volume.
     root
         Address of the folder that receives everything.
+    inputs
+        Layers that exist already, by the name stages know them by, e.g. ``affinities`` made elsewhere.
     executor
         ``local``, or the queue that other workers serve, e.g. ``fq:///shared/queue``.
     workers
@@ -56,6 +58,7 @@ class PipelineSpec(FrozenModel):
 
     image: Annotated[str, Field(min_length=1)]
     root: Annotated[str, Field(min_length=1)]
+    inputs: dict[str, str] = {}
     executor: str = "local"
     workers: Annotated[int, Field(ge=0)] | None = None
     threads_per_worker: PositiveInt = 1
@@ -74,6 +77,13 @@ class PipelineSpec(FrozenModel):
     def _executor_is_known(cls, value: str) -> str:
         if value != "local" and not value.startswith("fq://"):
             raise ValueError(f"executor must be 'local' or a queue 'fq://folder', got {value!r}")
+        return value
+
+    @field_validator("inputs")
+    @classmethod
+    def _inputs_do_not_hide_the_image(cls, value: dict[str, str]) -> dict[str, str]:
+        if "image" in value:
+            raise ValueError("the image is named by the key image, not under inputs")
         return value
 
     @model_validator(mode="after")
@@ -183,6 +193,11 @@ def load_spec(data: Mapping[str, Any], *, where: str) -> PipelineSpec:
     for key in ("image", "root"):
         if isinstance(fields.get(key), str):
             fields[key] = resolve_uri(fields[key], where=f"{where}: {key}")
+    if isinstance(fields.get("inputs"), Mapping):
+        fields["inputs"] = {
+            name: resolve_uri(uri, where=f"{where}: inputs.{name}") if isinstance(uri, str) else uri
+            for name, uri in fields["inputs"].items()
+        }
     if isinstance(fields.get("executor"), str) and fields["executor"].startswith("fq://"):
         folder = resolve_uri(fields["executor"].removeprefix("fq://"), where=f"{where}: executor")
         fields["executor"] = "fq://" + folder.removeprefix("file://")
@@ -216,6 +231,9 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         if not equals or not all(path):
             raise SpecError(f"--set needs key=value, e.g. agglomerate.threshold=0.6, got {text!r}")
         value = _toml_value(raw.strip())
+        if path[0] == "inputs" and len(path) == 2:
+            result["inputs"] = {**result.get("inputs", {}), path[1]: raw.strip().strip("\"'")}
+            continue
         if len(path) == 1:
             # Addresses stay text even where they read like a number or a date.
             result[path[0]] = (

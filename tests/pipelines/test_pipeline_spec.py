@@ -154,3 +154,13 @@ def test_differing_keys_names_what_changes_the_result_and_nothing_else() -> None
     ]
     (only_after,) = differing_keys(a, parse(TWO, "toy_sum.after=[]"))
     assert only_after.startswith("toy_sum.after")
+
+
+def test_inputs_name_layers_that_exist_already(tmp_path):
+    text = f'image = "{tmp_path}/i"\nroot = "{tmp_path}/r"\ninputs = {{ affinities = "{tmp_path}/a" }}\n'
+    stage = '[[stage]]\nkind = "supervoxels"\n'
+    spec = parse_spec(text + stage, where="p.toml", overrides=[f"inputs.supervoxels={tmp_path}/s"])
+    assert spec.inputs == {"affinities": f"file://{tmp_path}/a", "supervoxels": f"file://{tmp_path}/s"}
+    assert parse_spec(spec.to_toml(), where="again") == spec
+    with pytest.raises(SpecError, match=r"the image is named by the key image, not under inputs"):
+        parse_spec(text.replace("affinities", "image") + stage, where="p.toml")
