@@ -1,4 +1,4 @@
-"""How accurate is the shipped model on voxels it never learned from, beside FFN's published result?
+"""Score the shipped model on voxels it never learned from, beside FFN's published result.
 
 The example pipeline runs on the whole FIB-25 cube, as a user runs it; scored are sections 120 to 160 of sample 2,
 which are outside the training part (z < 120, and label planes of sample 1). Truth id 0 is ignored.
@@ -37,7 +37,9 @@ def segmentation_of(image: np.ndarray, folder: Path, overrides: list[str]) -> np
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("CLOUDSEG_DATA"))
     parser.add_argument("--edge", type=int, default=250)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
@@ -47,7 +49,11 @@ def main() -> None:
     is_real = args.edge == 250 and data is not None
     with tempfile.TemporaryDirectory() as folder:
         segments = segmentation_of(image, Path(folder), args.overrides)
-    parts = {"z 120-160 (held out)": slice(120, 160), "z 0-120 (trained on)": slice(0, 120)} if is_real else {"all": slice(None)}
+    parts = (
+        {"z 120-160 (held out)": slice(120, 160), "z 0-120 (trained on)": slice(0, 120)}
+        if is_real
+        else {"all": slice(None)}
+    )
     results = {"cloudseg": (segments, ())}
     if is_real:
         ffn = np.load(data / "fib25" / "ffn_published_sample2.npz")
@@ -59,9 +65,18 @@ def main() -> None:
         for name, (labels, ignored) in results.items():
             s = contingency(labels[:, :, z], truth[:, :, z]).scores(ignore_seg=ignored)
             rows.append(
-                (part, name, f"{s.adapted_rand_error:.4f}", f"{s.voi_split:.3f}", f"{s.voi_merge:.3f}", f"{s.voi_sum:.3f}")
+                (
+                    part,
+                    name,
+                    f"{s.adapted_rand_error:.4f}",
+                    f"{s.voi_split:.3f}",
+                    f"{s.voi_merge:.3f}",
+                    f"{s.voi_sum:.3f}",
+                )
             )
-    print_table("accuracy", ("part", "method", "adapted Rand error", "VOI split", "VOI merge", "VOI sum"), rows)
+    print_table(
+        "accuracy", ("part", "method", "adapted Rand error", "VOI split", "VOI merge", "VOI sum"), rows
+    )
 
 
 if __name__ == "__main__":

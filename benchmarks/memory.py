@@ -1,4 +1,4 @@
-"""Does a worker's peak memory depend on the size of the volume?
+"""Measure whether a worker's peak memory depends on the size of the volume.
 
 The example pipeline runs on a cube and on one of twice the edge (FIB-25, continued by mirroring), with the same
 blocks and one-thread workers; peaks are the receipts' (resident memory while a task ran).
@@ -33,7 +33,9 @@ def peaks_mb(image_uri: str, root: Path, block_z: int) -> dict[str, float]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("CLOUDSEG_DATA"))
     parser.add_argument("--edge", type=int, default=250)
     args = parser.parse_args()
@@ -47,9 +49,7 @@ def main() -> None:
     rows = [(s, f"{a:.0f}", f"{peaks[1][s]:.0f}", f"{peaks[1][s] / a:.2f}") for s, a in peaks[0].items()]
     highest = [max(p.values()) for p in peaks]
     rows.append(("highest", *(f"{h:.0f}" for h in highest), f"{highest[1] / highest[0]:.2f}"))
-    print_table(
-        "peak worker memory, MB", ("step", f"{args.edge}^3", f"{2 * args.edge}^3", "ratio"), rows
-    )
+    print_table("peak worker memory, MB", ("step", f"{args.edge}^3", f"{2 * args.edge}^3", "ratio"), rows)
 
 
 if __name__ == "__main__":

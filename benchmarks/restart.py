@@ -1,4 +1,4 @@
-"""Does a run that is killed and started again end with the same bytes, and run nothing twice?
+"""Show that a run that is killed and started again ends with the same bytes, and runs nothing twice.
 
 The example pipeline runs once undisturbed. Then it runs again into another folder and its whole process group is
 killed (SIGKILL) at random moments, ``--kills`` times, before it may finish. Every file outside ``pipeline/`` must be
@@ -36,7 +36,9 @@ def words(image_uri: str, root: Path) -> list[str]:
 
 def main() -> None:
     """Print the table; exit code 1 if files differ or a finished task ran again."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("CLOUDSEG_DATA"))
     parser.add_argument("--edge", type=int, default=250)
     parser.add_argument("--kills", type=int, default=3)
@@ -80,7 +82,9 @@ def main() -> None:
         a, b = file_digests(calm), file_digests(rough)
     differing = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
     print_table(
-        f"killed and restarted, {args.edge}^3", ("run", "ran for", "receipts after it", "receipts that changed"), rows
+        f"killed and restarted, {args.edge}^3",
+        ("run", "ran for", "receipts after it", "receipts that changed"),
+        rows,
     )
     print_table("files outside pipeline/", ("files", "differing"), [(len(a), len(differing))])
     if differing or rerun:

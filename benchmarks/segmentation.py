@@ -1,4 +1,4 @@
-"""How fast do affinities become labels, and how well, beside waterz?
+"""Measure how fast affinities become labels, and how well, beside waterz.
 
 Both run in this process on one core, on the same uint8 affinities (waterz gets them as float32, as it wants), turn by
 turn; each is scored at the best of its thresholds. waterz 0.10.1: mean affinity, exact queue.
@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -65,7 +66,7 @@ def theirs(affinities_zyx: np.ndarray, threshold: float) -> np.ndarray:
     return labels
 
 
-def timed(function, *args):
+def timed(function: Callable[..., np.ndarray], *args: object) -> tuple[np.ndarray, float]:
     """Return the result and the CPU seconds of this process."""
     started = time.process_time()
     result = function(*args)
@@ -74,7 +75,9 @@ def timed(function, *args):
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("CLOUDSEG_DATA"))
     parser.add_argument("--edge", type=int, default=250)
     parser.add_argument("--rounds", type=int, default=3)
@@ -103,7 +106,13 @@ def main() -> None:
         ("", "threshold", "CPU s", "Mvoxel/s", "adapted Rand error"),
         (
             ("cloudseg", best[1], f"{a:.2f}", f"{n / a:.1f}", f"{best[0]:.4f}"),
-            (f"waterz {waterz.__version__}", best_waterz[1], f"{b:.2f}", f"{n / b:.1f}", f"{best_waterz[0]:.4f}"),
+            (
+                f"waterz {waterz.__version__}",
+                best_waterz[1],
+                f"{b:.2f}",
+                f"{n / b:.1f}",
+                f"{best_waterz[0]:.4f}",
+            ),
             ("ratio", "", f"{b / a:.2f}", "", f"{best[0] - best_waterz[0]:+.4f}"),
         ),
     )

@@ -1,4 +1,4 @@
-"""Is the result the same for every tiling and any number of workers, and how much do two workers gain?
+"""Show that tilings and workers do not change the result, and measure what a second worker gains.
 
 One affinity volume is made once; then supervoxels and agglomeration run as a user runs them, for several block shapes
 and one or two one-thread workers. All voxels must be equal. Times are of the same tasks with one and two workers.
@@ -33,7 +33,9 @@ def affinities_of(image_uri: str, folder: Path, *, workers: int, edge: int) -> f
     return time.monotonic() - started
 
 
-def segment(image_uri: str, source: Path, folder: Path, block: tuple[int, int, int], *, workers: int) -> float:
+def segment(
+    image_uri: str, source: Path, folder: Path, block: tuple[int, int, int], *, workers: int
+) -> float:
     """Run the segmentation of the affinities in ``source``; return wall seconds."""
     folder.mkdir()
     shape = list(block)
@@ -50,7 +52,9 @@ def segment(image_uri: str, source: Path, folder: Path, block: tuple[int, int, i
 
 def main() -> None:
     """Print two tables; exit code 1 if any two results differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("CLOUDSEG_DATA"))
     parser.add_argument("--edge", type=int, default=250)
     args = parser.parse_args()
@@ -70,7 +74,9 @@ def main() -> None:
             seconds[what] = {}
             for workers in (1, 2):
                 run = folder / f"{what}-{workers}"
-                seconds[what][workers] = segment(image_uri, folder / "affinities1", run, block, workers=workers)
+                seconds[what][workers] = segment(
+                    image_uri, folder / "affinities1", run, block, workers=workers
+                )
                 found = [voxel_digest(f"file://{run}/{layer}") for layer in ("supervoxels", "segmentation")]
                 for layer, digest in zip(("supervoxels", "segmentation"), found, strict=True):
                     digests.setdefault(layer, set()).add(digest)

@@ -20,9 +20,13 @@ from rich.table import Table
     show_default=True,
     help="Where volumes and results go.",
 )
-@click.option("--shape", default="160,160,128", show_default=True, help="Voxels of the phantom along x, y, z.")
+@click.option(
+    "--shape", default="160,160,128", show_default=True, help="Voxels of the phantom along x, y, z."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which phantom.")
-@click.option("--fresh/--resume", default=True, show_default=True, help="Delete an earlier run's results first.")
+@click.option(
+    "--fresh/--resume", default=True, show_default=True, help="Delete an earlier run's results first."
+)
 def demo(folder: Path, shape: str, seed: int, *, fresh: bool) -> None:
     """Segment an EM-like phantom: affinities, supervoxels, agglomeration, meshes, skeletons, statistics, link."""
     from cloudseg.cli.values import whole_numbers
@@ -64,7 +68,9 @@ def demo(folder: Path, shape: str, seed: int, *, fresh: bool) -> None:
     for name in ("figure", "value", "meaning"):
         table.add_column(name, justify="right" if name == "value" else "left")
     table.add_row("adapted Rand error", f"{scores.adapted_rand_error:.4f}", "0 is perfect")
-    table.add_row("VOI split / merge", f"{scores.voi_split:.3f} / {scores.voi_merge:.3f}", "bits; 0 is perfect")
+    table.add_row(
+        "VOI split / merge", f"{scores.voi_split:.3f} / {scores.voi_merge:.3f}", "bits; 0 is perfect"
+    )
     table.add_row("segments / true objects", f"{scores.n_segments} / {scores.n_truth_objects}", "")
     table.add_row("growing the phantom", f"{grown_s:.0f} s", "")
     table.add_row("the main job", f"{job_s:.0f} s", "image to meshes, skeletons, statistics")

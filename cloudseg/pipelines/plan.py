@@ -105,7 +105,10 @@ def plan(
     for name, uri in spec.inputs.items():
         given[name] = Layer(name=name, uri=uri, info=open_volume(uri).info)
     made: dict[str, tuple[Layer, ...]] = {}
-    owners = {spec.image: "the input image", **{uri: f"the input {name!r}" for name, uri in spec.inputs.items()}}
+    owners = {
+        spec.image: "the input image",
+        **{uri: f"the input {name!r}" for name, uri in spec.inputs.items()},
+    }
     step_names: set[str] = set()
     planned = []
     for stage in spec.ordered():

@@ -58,7 +58,7 @@ class PipelineSpec(FrozenModel):
 
     image: Annotated[str, Field(min_length=1)]
     root: Annotated[str, Field(min_length=1)]
-    inputs: dict[str, str] = {}
+    inputs: dict[str, str] = Field(default_factory=dict)
     executor: str = "local"
     workers: Annotated[int, Field(ge=0)] | None = None
     threads_per_worker: PositiveInt = 1

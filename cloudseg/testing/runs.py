@@ -1,4 +1,4 @@
-"""Whole runs for tests and benchmarks: images in a folder, pipelines as a user starts them, digests of what they made."""
+"""Whole runs for tests and benchmarks: images, pipelines as a user starts them, digests of what they made."""
 
 from __future__ import annotations
 
@@ -55,10 +55,12 @@ def store(uri: str, array: npt.NDArray[np.generic]) -> str:
     return uri
 
 
-def cloudseg(*args: str, check: bool = True, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def cloudseg(
+    *args: str, check: bool = True, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does; its output is captured."""
     command = command_line(*args)
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - our own interpreter and words
         command, check=False, capture_output=True, text=True, env={**os.environ, **(env or {})}
     )
     if check and done.returncode:
@@ -88,10 +90,11 @@ def voxel_digest(uri: str) -> str:
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a Markdown table."""
-    print(f"\n### {title}\n")
-    print("| " + " | ".join(header) + " |")
-    print("|" + "---|" * len(header))
-    for row in rows:
-        print("| " + " | ".join(str(cell) for cell in row) + " |")
-    print(flush=True)
+    """Write a Markdown table to standard output."""
+    lines = [f"\n### {title}\n", _row(header), "|" + "---|" * len(header), *map(_row, rows), "\n"]
+    sys.stdout.write("\n".join(lines))
+    sys.stdout.flush()
+
+
+def _row(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
