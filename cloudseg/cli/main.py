@@ -7,7 +7,23 @@ import sys
 
 import click
 
-from cloudseg.errors import CloudsegError
+from cloudseg.errors import CloudsegError, MissingExtraError, SpecError
+
+# Which extra brings a package that only some commands need.
+EXTRA_OF = {"h5py": "ingest", "nibabel": "ingest", "tifffile": "ingest"}
+TASKS = (
+    "cloudvolume",
+    "fastremap",
+    "igneous",
+    "kimimaro",
+    "numba",
+    "psutil",
+    "safetensors",
+    "scipy",
+    "taskqueue",
+    "torch",
+)
+EXTRA_OF |= dict.fromkeys(TASKS, "tasks")
 
 COMMANDS: dict[str, str] = {
     "ingest": "cloudseg.cli.ingest:ingest",
@@ -53,10 +69,14 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command; turn our own errors into one sentence and exit code 1 (2 for a wrong request)."""
-    from cloudseg.errors import SpecError
-
     try:
-        cli(standalone_mode=True)
+        try:
+            cli(standalone_mode=True)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRA_OF:
+                raise
+            raise MissingExtraError.of(package, extra=EXTRA_OF[package]) from error
     except SpecError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
