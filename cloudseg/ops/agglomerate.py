@@ -162,18 +162,17 @@ def agglomerate(
     )  # fmt: skip
     alive = state_of_edge == _ALIVE
     both = alive & is_frozen[state.u] & is_frozen[state.v]
-    residual = edges.take(both)
+    residual = edges.take(both).in_order()
     may_be_small = (segment_vx[state.u] < rule.min_size_vx) | (segment_vx[state.v] < rule.min_size_vx)
-    kept_small = [edges.take(alive & ~both & may_be_small)]
+    kept_small = [edges.take(alive & ~both & may_be_small).in_order()]
     all_sizes = Sizes.added([Sizes(ids[~changed], segment_vx[~changed]), _others(sizes, known=ids)])
     if small is not None and small.n_edges:
         renamed = _renamed(small, old, new)
         size_u, size_v = all_sizes.of(renamed.u), all_sizes.of(renamed.v)
         kept_small.append(renamed.take((size_u < rule.min_size_vx) | (size_v < rule.min_size_vx)))
-    small_out = RegionGraph.pooled(kept_small)
+    small_out = kept_small[0] if len(kept_small) == 1 else RegionGraph.pooled(kept_small)
     needed = np.unique(np.concatenate([residual.u, residual.v, small_out.u, small_out.v, frozen]))
     present = needed[all_sizes.of(needed) > 0]
-    residual = RegionGraph.pooled([residual])
     return Merged(old, new, residual, small_out, Sizes(present, all_sizes.of(present)))
 
 

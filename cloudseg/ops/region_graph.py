@@ -79,6 +79,11 @@ class RegionGraph:
             key_v[order][last],
         )
 
+    def in_order(self) -> RegionGraph:
+        """Return the same edges sorted by ``(u, v)``; each pair is there once already."""
+        order = np.lexsort((self.v, self.u))
+        return RegionGraph(*(getattr(self, n)[order] for n in self.__dataclass_fields__))
+
     def take(self, which: npt.NDArray[np.bool_]) -> RegionGraph:
         """Return the edges where ``which`` is True."""
         return RegionGraph(*(getattr(self, n)[which] for n in self.__dataclass_fields__))
@@ -110,7 +115,7 @@ def region_graph(labels: Ids, affinities: npt.NDArray[np.uint8], *, core: Box, b
             f"affinities must be uint8 of shape {(3, *core.shape)}, got {affinities.dtype} of {affinities.shape}"
         )
     low = np.array([a - b for a, b in zip(core.start, outer.start, strict=True)], np.int64)
-    u, v, total, count = _collect(
+    edges = _collect(
         labels.reshape(-1, order="F"),
         affinities[0].reshape(-1, order="F"),
         affinities[1].reshape(-1, order="F"),
@@ -119,9 +124,8 @@ def region_graph(labels: Ids, affinities: npt.NDArray[np.uint8], *, core: Box, b
         low,
         np.array(core.shape, np.int64),
     )
-    order = np.lexsort((v, u))
-    u, v = u[order], v[order]
-    return RegionGraph(u, v, total[order], count[order], u, v)
+    u, v, total, count = np.ascontiguousarray(edges[np.lexsort((edges[:, 1], edges[:, 0]))].T)
+    return RegionGraph(u, v, total.astype(np.int64), count.astype(np.int64), u, v)
 
 
 def face_ids(labels: Ids, *, core: Box, bounds: Box) -> dict[str, Ids]:
@@ -195,25 +199,33 @@ def _run_sizes(flat):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _slot(slots, us, vs, u, v, mask):  # type: ignore[no-untyped-def]
-    """Where the pair is, or belongs, in the open-addressing table ``slots``."""
-    h = u * np.uint64(0x9E3779B97F4A7C15) ^ (v * np.uint64(0xC2B2AE3D27D4EB4F))
-    h ^= h >> np.uint64(29)
-    at = np.int64(h & mask)
-    while slots[at] >= 0 and not (us[slots[at]] == u and vs[slots[at]] == v):
-        at = (at + 1) & np.int64(mask)
+def _place(table, u, v):  # type: ignore[no-untyped-def]
+    """Row of the pair in the open-addressing ``table`` of (u, v, total, count), or the free row where it belongs.
+
+    A record is one row, so that a lookup touches one cache line; ``u`` is never 0, which marks a free row.
+    """
+    mask = np.uint64(table.shape[0] - 1)
+    h = (u * np.uint64(0x9E3779B97F4A7C15)) ^ (v * np.uint64(0xC2B2AE3D27D4EB4F))
+    at = (h ^ (h >> np.uint64(32))) & mask
+    while table[at, 0] != 0 and (table[at, 0] != u or table[at, 1] != v):
+        at = (at + np.uint64(1)) & mask
     return at
 
 
 @numba.njit(cache=True)
+def _grown(table):  # type: ignore[no-untyped-def]
+    larger = np.zeros((2 * table.shape[0], 4), np.uint64)
+    for k in range(table.shape[0]):
+        if table[k, 0] != 0:
+            larger[_place(larger, table[k, 0], table[k, 1])] = table[k]
+    return larger
+
+
+@numba.njit(cache=True)
 def _collect(labels, ax, ay, az, shape, low, size):  # type: ignore[no-untyped-def]
-    capacity = 1 << 12
-    us, vs = np.empty(capacity, np.uint64), np.empty(capacity, np.uint64)
-    total, count = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
-    slots = np.full(2 * capacity, -1, np.int64)
+    table = np.zeros((1 << 12, 4), np.uint64)
     n = 0
     nx, ny = shape[0], shape[0] * shape[1]
-    last = np.full(3, -1, np.int64)
     p = 0
     for cz in range(size[2]):
         for cy in range(size[1]):
@@ -223,41 +235,30 @@ def _collect(labels, ax, ay, az, shape, low, size):  # type: ignore[no-untyped-d
                 if b != 0:
                     for axis in range(3):
                         if axis == 0:
-                            if cx + low[0] == 0:
-                                continue
-                            a, link = labels[i - 1], ax[p]
+                            a = labels[i - 1] if cx + low[0] > 0 else b
                         elif axis == 1:
-                            if cy + low[1] == 0:
-                                continue
-                            a, link = labels[i - nx], ay[p]
+                            a = labels[i - nx] if cy + low[1] > 0 else b
                         else:
-                            if cz + low[2] == 0:
-                                continue
-                            a, link = labels[i - ny], az[p]
+                            a = labels[i - ny] if cz + low[2] > 0 else b
                         if a == b or a == 0:
                             continue
-                        u, v = (a, b) if a < b else (b, a)
-                        e = last[axis]
-                        if e < 0 or us[e] != u or vs[e] != v:
-                            at = _slot(slots, us, vs, u, v, np.uint64(slots.size - 1))
-                            e = slots[at]
-                            if e < 0:
-                                if n == us.size:
-                                    us, vs = np.append(us, us), np.append(vs, vs)
-                                    total, count = np.append(total, total), np.append(count, count)
-                                    slots = np.full(2 * us.size, -1, np.int64)
-                                    for k in range(n):
-                                        slots[
-                                            _slot(slots, us, vs, us[k], vs[k], np.uint64(slots.size - 1))
-                                        ] = k
-                                    at = _slot(slots, us, vs, u, v, np.uint64(slots.size - 1))
-                                e = n
-                                slots[at] = e
-                                us[e], vs[e], total[e], count[e] = u, v, 0, 0
-                                n += 1
-                            last[axis] = e
-                        total[e] += link
-                        count[e] += 1
+                        link = ax[p] if axis == 0 else (ay[p] if axis == 1 else az[p])
+                        u, v = min(a, b), max(a, b)
+                        at = _place(table, u, v)
+                        if table[at, 0] == 0:
+                            if 2 * n >= table.shape[0]:
+                                table = _grown(table)
+                                at = _place(table, u, v)
+                            table[at, 0], table[at, 1] = u, v
+                            n += 1
+                        table[at, 2] += np.uint64(link)
+                        table[at, 3] += np.uint64(1)
                 i += 1
                 p += 1
-    return us[:n], vs[:n], total[:n], count[:n]
+    edges = np.empty((n, 4), np.uint64)
+    k = 0
+    for at in range(table.shape[0]):
+        if table[at, 0] != 0:
+            edges[k] = table[at]
+            k += 1
+    return edges

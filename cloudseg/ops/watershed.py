@@ -186,6 +186,8 @@ def _root(parent, i):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _unite(parent, i, j):  # type: ignore[no-untyped-def]
+    if parent[i] == parent[j]:  # most links lie inside a basin that is one already
+        return
     a, b = _root(parent, i), _root(parent, j)
     if a < b:
         parent[b] = a

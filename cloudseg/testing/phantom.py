@@ -126,6 +126,14 @@ def _bin_points(
 
 
 @numba.njit(cache=True)
+def _gap(x, start):  # type: ignore[no-untyped-def]
+    """Distance along one axis from a voxel to the cell that begins at ``start``."""
+    if x < start:
+        return start - x
+    return max(x - (start + _CELL_VX - 1), 0)
+
+
+@numba.njit(cache=True)
 def _nearest_curves(shape, points, owner, calibre, mito_radius, first, cells):  # type: ignore[no-untyped-def]
     labels = np.zeros((shape[0], shape[1], shape[2]), np.int64)
     to_membrane = np.zeros((shape[0], shape[1], shape[2]), np.float32)
@@ -133,25 +141,39 @@ def _nearest_curves(shape, points, owner, calibre, mito_radius, first, cells):  
     far = np.float32(1e9)
     # Squared distances over squared calibres rank as the distances do, without a root per candidate.
     weight = (1 / np.square(calibre))[owner]
+    lightest = weight.min()
     for x in range(shape[0]):
         for y in range(shape[1]):
             for z in range(shape[2]):
                 best, second, best_label, best_point = far, far, np.int64(-1), np.int64(-1)
                 second_label = np.int64(-1)
                 cx, cy, cz = x // _CELL_VX + 1, y // _CELL_VX + 1, z // _CELL_VX + 1
-                for i in range(max(cx - 1, 0), min(cx + 2, cells[0])):
-                    for j in range(max(cy - 1, 0), min(cy + 2, cells[1])):
-                        row = (i * cells[1] + j) * cells[2]
-                        for p in range(first[row + max(cz - 1, 0)], first[row + min(cz + 2, cells[2])]):
-                            dx, dy, dz = points[p, 0] - x, points[p, 1] - y, points[p, 2] - z
-                            label = owner[p]
-                            d = (dx * dx + dy * dy + dz * dz) * weight[p]
-                            if d < best:
-                                if label != best_label:
-                                    second, second_label = best, best_label
-                                best, best_label, best_point = d, label, p
-                            elif d < second and label != best_label:
-                                second, second_label = d, label
+                # Near cells first; then those two cells away that could still hold something nearer: a thick
+                # neurite reaches further than a thin one.
+                for ring in range(2):
+                    reach = ring + 1
+                    for i in range(max(cx - reach, 0), min(cx + reach + 1, cells[0])):
+                        for j in range(max(cy - reach, 0), min(cy + reach + 1, cells[1])):
+                            for k in range(max(cz - reach, 0), min(cz + reach + 1, cells[2])):
+                                if ring == 1:
+                                    if abs(i - cx) < 2 and abs(j - cy) < 2 and abs(k - cz) < 2:
+                                        continue
+                                    gx = _gap(x, (i - 1) * _CELL_VX)
+                                    gy = _gap(y, (j - 1) * _CELL_VX)
+                                    gz = _gap(z, (k - 1) * _CELL_VX)
+                                    if (gx * gx + gy * gy + gz * gz) * lightest >= second:
+                                        continue
+                                cell = (i * cells[1] + j) * cells[2] + k
+                                for p in range(first[cell], first[cell + 1]):
+                                    dx, dy, dz = points[p, 0] - x, points[p, 1] - y, points[p, 2] - z
+                                    label = owner[p]
+                                    d = (dx * dx + dy * dy + dz * dz) * weight[p]
+                                    if d < best:
+                                        if label != best_label:
+                                            second, second_label = best, best_label
+                                        best, best_label, best_point = d, label, p
+                                    elif d < second and label != best_label:
+                                        second, second_label = d, label
                 labels[x, y, z] = best_label
                 best, second = np.sqrt(best), np.sqrt(second)
                 if second_label >= 0:
