@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from cloudseg.errors import SpecError
 from cloudseg.ops.region_graph import RegionGraph
-from cloudseg.ops.remap import lookup
+from cloudseg.ops.remap import distinct, lookup
 
 Ids = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -67,6 +67,8 @@ class Sizes:
         """Return the sums of ``parts`` by id."""
         if not parts:
             return cls(np.zeros(0, np.uint64), np.zeros(0, np.int64))
+        if len(parts) == 1:
+            return parts[0]
         ids, at = np.unique(np.concatenate([p.ids for p in parts]), return_inverse=True)
         n = np.zeros(len(ids), np.int64)
         np.add.at(n, at, np.concatenate([p.n for p in parts]))
@@ -131,13 +133,14 @@ def agglomerate(
     SpecError
         If an edge's end has no size although the rule needs sizes.
     """
-    frozen = np.unique(frozen)
-    ids = np.unique(np.concatenate([graph.u, graph.v]))
+    frozen = distinct(frozen)
+    ids = distinct(np.concatenate([graph.u, graph.v]))
     u = np.searchsorted(ids, graph.u).astype(np.int32)
     v = np.searchsorted(ids, graph.v).astype(np.int32)
     n_voxels = sizes.of(ids)
     # Edges are sorted by (u, v), not by key, once edges were pooled: rank them by key.
-    by_key = np.lexsort((graph.key_v, graph.key_u))
+    fresh = np.array_equal(graph.key_u, graph.u) and np.array_equal(graph.key_v, graph.v)
+    by_key = np.arange(graph.n_edges) if fresh else np.lexsort((graph.key_v, graph.key_u))
     rank = np.empty(len(by_key), np.int64)
     rank[by_key] = np.arange(len(by_key))
     is_frozen = np.isin(ids, frozen)
@@ -171,7 +174,7 @@ def agglomerate(
         size_u, size_v = all_sizes.of(renamed.u), all_sizes.of(renamed.v)
         kept_small.append(renamed.take((size_u < rule.min_size_vx) | (size_v < rule.min_size_vx)))
     small_out = kept_small[0] if len(kept_small) == 1 else RegionGraph.pooled(kept_small)
-    needed = np.unique(np.concatenate([residual.u, residual.v, small_out.u, small_out.v, frozen]))
+    needed = distinct(np.concatenate([residual.u, residual.v, small_out.u, small_out.v, frozen]))
     present = needed[all_sizes.of(needed) > 0]
     return Merged(old, new, residual, small_out, Sizes(present, all_sizes.of(present)))
 
@@ -201,7 +204,7 @@ def absorb_small(
     old, new
         Renamed ids, sorted by ``old``; a joined segment is named by its smallest id.
     """
-    ids = np.unique(np.concatenate([small.u, small.v]))
+    ids = distinct(np.concatenate([small.u, small.v]))
     name = np.arange(len(ids))
     size = sizes.of(ids)
     u, v = np.searchsorted(ids, small.u), np.searchsorted(ids, small.v)
@@ -225,16 +228,33 @@ def _best_neighbours(
     graph: RegionGraph, is_small: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], ...]:
     """For each small segment with a neighbour: itself and the neighbour it picks."""
-    a = np.concatenate([graph.u, graph.v]).astype(np.int64)
-    b = np.concatenate([graph.v, graph.u]).astype(np.int64)
-    twice = np.concatenate([np.arange(graph.n_edges)] * 2)
-    wanted = is_small[a]
-    a, b, e = a[wanted], b[wanted], twice[wanted]
-    mean = graph.total[e] / graph.count[e]
-    order = np.lexsort((graph.key_v[e], graph.key_u[e], -mean, a))
-    a, b = a[order], b[order]
-    first = np.concatenate([[True], a[1:] != a[:-1]]) if len(a) else np.zeros(0, np.bool_)
-    return a[first], b[first]
+    u, v = graph.u.astype(np.int64), graph.v.astype(np.int64)
+    best = _best_edges(u, v, graph.total / graph.count, graph.key_u, graph.key_v, is_small)
+    small = np.flatnonzero(best >= 0)
+    edge = best[small]
+    return small, np.where(u[edge] == small, v[edge], u[edge])
+
+
+@numba.njit(cache=True)
+def _best_edges(u, v, mean, key_u, key_v, is_small):  # type: ignore[no-untyped-def]
+    """Edge with the highest mean (ties: the smaller key) of each small node; -1 where there is none."""
+    best = np.full(is_small.size, -1, np.int64)
+    for e in range(u.size):
+        for end in range(2):
+            node = u[e] if end == 0 else v[e]
+            if not is_small[node]:
+                continue
+            f = best[node]
+            if (
+                f < 0
+                or mean[e] > mean[f]
+                or (
+                    mean[e] == mean[f]
+                    and (key_u[e] < key_u[f] or (key_u[e] == key_u[f] and key_v[e] < key_v[f]))
+                )
+            ):
+                best[node] = e
+    return best
 
 
 @numba.njit(cache=True)
