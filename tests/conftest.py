@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cloudseg.testing.emulators import aws_emulator, gcs_emulator
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # The gate must say the same thing twice, so it tries the same examples; `search` tries new ones.
@@ -34,3 +36,18 @@ def cloudseg_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set CLOUDSEG_DATA to the folder that holds fib25/")
     return folder
+
+
+# One server of a kind for the whole run: tensorstore keeps the address that it saw first.
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory):
+    """A GCS stand-in; the value is its front, which can inject faults."""
+    with gcs_emulator(tmp_path_factory.mktemp("gcs") / "server.log") as front:
+        yield front
+
+
+@pytest.fixture(scope="session")
+def aws(tmp_path_factory):
+    """An S3 stand-in."""
+    with aws_emulator(tmp_path_factory.mktemp("aws") / "server.log", services="s3") as url:
+        yield url

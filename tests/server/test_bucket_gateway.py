@@ -9,7 +9,6 @@ import pytest
 
 from cloudseg.errors import NotFoundError, SpecError
 from cloudseg.server.app import create_app, running
-from cloudseg.testing.emulators import aws_emulator, gcs_emulator
 from cloudseg.volumes import open_objects
 from cloudseg.volumes.parts import Parts
 from cloudseg_viewer.links import Mount
@@ -17,18 +16,18 @@ from cloudseg_viewer.links import Mount
 BYTES = bytes(range(250)) * 4
 
 
-@pytest.fixture(scope="module")
-def gs(tmp_path_factory):
+@pytest.fixture
+def gs(gcs):
     """A folder in a GCS bucket."""
-    with gcs_emulator(tmp_path_factory.mktemp("gcs") / "log"):
-        yield "gs://vol/gateway"
+    assert gcs is not None
+    return "gs://vol/gateway"
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
+@pytest.fixture
+def s3(aws):
     """A folder in an S3 bucket."""
-    with aws_emulator(tmp_path_factory.mktemp("aws") / "log", services="s3"):
-        yield "s3://vol/gateway"
+    assert aws is not None
+    return "s3://vol/gateway"
 
 
 @pytest.fixture(params=["gs", "s3", "file"])

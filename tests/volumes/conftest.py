@@ -6,25 +6,11 @@ import itertools
 
 import pytest
 
-from cloudseg.testing.emulators import aws_emulator, gcs_emulator, web_server
+from cloudseg.testing.emulators import web_server
 from cloudseg.volumes import clear_memory
 
 BACKENDS = ("memory", "file", "gs", "s3")
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def gcs(tmp_path_factory):
-    """A GCS stand-in; the value is its front, which can inject faults."""
-    with gcs_emulator(tmp_path_factory.mktemp("gcs") / "server.log") as front:
-        yield front
-
-
-@pytest.fixture(scope="session")
-def aws(tmp_path_factory):
-    """An S3 stand-in."""
-    with aws_emulator(tmp_path_factory.mktemp("aws") / "server.log", services="s3") as url:
-        yield url
 
 
 @pytest.fixture
