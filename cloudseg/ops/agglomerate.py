@@ -152,21 +152,21 @@ def agglomerate(
     score = graph.total / graph.count
     candidates = np.flatnonzero(score >= rule.threshold)
     listed = candidates[np.lexsort((rank[candidates], -score[candidates]))]
-    state = _Columns(u, v, graph.total.copy(), graph.count.copy(), rank)
+    total, count = graph.total.copy(), graph.count.copy()
     root, state_of_edge, segment_vx = _merge(
-        state.u, state.v, state.total, state.count, state.rank, score, listed, is_frozen, n_voxels.copy(),
+        u, v, total, count, rank, score, listed, is_frozen, n_voxels.copy(),
         rule.threshold, rule.guard_affinity, rule.guard_min_vx, rule.guard_sum_vx,
     )  # fmt: skip
     changed = root != np.arange(len(ids))
     old, new = ids[changed], ids[root[changed]]
     edges = RegionGraph(
-        ids[np.minimum(state.u, state.v)], ids[np.maximum(state.u, state.v)], state.total, state.count,
-        graph.key_u[by_key][state.rank], graph.key_v[by_key][state.rank],
+        ids[np.minimum(u, v)], ids[np.maximum(u, v)], total, count,
+        graph.key_u[by_key][rank], graph.key_v[by_key][rank],
     )  # fmt: skip
     alive = state_of_edge == _ALIVE
-    both = alive & is_frozen[state.u] & is_frozen[state.v]
+    both = alive & is_frozen[u] & is_frozen[v]
     residual = edges.take(both).in_order()
-    may_be_small = (segment_vx[state.u] < rule.min_size_vx) | (segment_vx[state.v] < rule.min_size_vx)
+    may_be_small = (segment_vx[u] < rule.min_size_vx) | (segment_vx[v] < rule.min_size_vx)
     kept_small = [edges.take(alive & ~both & may_be_small).in_order()]
     all_sizes = Sizes.added([Sizes(ids[~changed], segment_vx[~changed]), _others(sizes, known=ids)])
     if small is not None and small.n_edges:
@@ -288,17 +288,6 @@ def _renamed(graph: RegionGraph, old: Ids, new: Ids) -> RegionGraph:
 def _others(sizes: Sizes, *, known: Ids) -> Sizes:
     other = ~np.isin(sizes.ids, known)
     return Sizes(sizes.ids[other], sizes.n[other])
-
-
-@dataclass(slots=True)
-class _Columns:
-    """The mutable columns of the edges while they are merged."""
-
-    u: npt.NDArray[np.int32]
-    v: npt.NDArray[np.int32]
-    total: Counts
-    count: Counts
-    rank: Counts
 
 
 _ALIVE, _GONE = 0, 1

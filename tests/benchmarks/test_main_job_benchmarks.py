@@ -44,10 +44,10 @@ def test_tilings_give_one_result():
 
 @pytest.mark.faults
 def test_killed_runs_end_with_the_same_bytes():
-    printed = run("restart.py", "--edge", "64", "--kills", "2")
+    printed = run("restart.py", "--edge", "80", "--kills", "2")
     assert int(printed.splitlines()[-2].split("|")[2]) == 0
 
 
 @pytest.mark.slow
 def test_memory_of_workers():
-    assert "| highest |" in run("memory.py", "--edge", "40")
+    assert "| highest |" in run("memory.py", "--edge", "72")
