@@ -43,7 +43,7 @@ def segment(
         f'image = "{image_uri}"\nroot = "file://{folder}"\nworkers = {workers}\n'
         f'inputs = {{ affinities = "file://{source}/affinities" }}\n'
         f'[[stage]]\nkind = "supervoxels"\nt_high = 245\nblock_shape = {shape}\n'
-        f'[[stage]]\nkind = "agglomerate"\nthreshold = 0.3\nmin_size_um3 = 0.0003\nblock_shape = {shape}\n'
+        f'[[stage]]\nkind = "agglomerate"\nthreshold = 0.2\nmin_size_um3 = 0.0003\nblock_shape = {shape}\n'
     )
     started = time.monotonic()
     cloudseg("run", str(folder / "pipeline.toml"))

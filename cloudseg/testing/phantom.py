@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from cloudseg.geometry import XYZ
+from cloudseg.geometry import XYZ, Box
+from cloudseg.ops.affinities import labels_to_affinities
+from cloudseg.ops.watershed import supervoxels
 
 _STEP_VX = 3.0
 _CELL_VX = 24
@@ -29,7 +31,8 @@ class Phantom:
     image
         ``(x, y, z)`` uint8, Fortran order.
     labels
-        ``(x, y, z)`` uint64, Fortran order: 1..n, no background (cells touch, as in dense FIB-SEM truth).
+        ``(x, y, z)`` uint64, Fortran order: 1..n, each connected through faces; cells touch, as in dense FIB-SEM truth.
+        0 only for a voxel that touches nothing of its own kind.
     voxel_size_nm
         Edge of a voxel along x, y, z.
     """
@@ -39,7 +42,7 @@ class Phantom:
     voxel_size_nm: tuple[float, float, float]
 
 
-def neurite_phantom(shape: XYZ, *, seed: int, calibre_vx: float = 11.0, noise: float = 11.0) -> Phantom:
+def neurite_phantom(shape: XYZ, *, seed: int, calibre_vx: float = 14.0, noise: float = 11.0) -> Phantom:
     """Return a block of neuropil-like tissue at 8 nm per voxel.
 
     Parameters
@@ -70,8 +73,12 @@ def neurite_phantom(shape: XYZ, *, seed: int, calibre_vx: float = 11.0, noise: f
         np.asarray([-(-s // _CELL_VX) + 2 for s in shape], np.int64),
     )
     image = _paint(labels, to_membrane, in_mito, rng=rng, noise=noise)
-    _, rank = np.unique(labels, return_inverse=True)
-    compact = rank.reshape(labels.shape).astype(np.uint64) + np.uint64(1)
+    # A curve may leave the block and come back: what does not hang together in the block is not one object in it.
+    links = np.stack([np.asfortranarray(c) for c in labels_to_affinities(labels + 1)[0] * np.uint8(255)])
+    box = Box.of_shape(shape)
+    pieces = supervoxels(links, core=box, bounds=box, t_low=255, t_high=255).labels
+    ids, rank = np.unique(pieces, return_inverse=True)
+    compact = rank.reshape(labels.shape).astype(np.uint64) + np.uint64(ids[0] != 0)
     return Phantom(np.asfortranarray(image), np.asfortranarray(compact), (8.0, 8.0, 8.0))
 
 
@@ -87,7 +94,7 @@ def _curves(
         position = rng.uniform(low, high)
         direction = rng.normal(size=3)
         direction /= np.linalg.norm(direction)
-        scale = np.exp(rng.normal(0.0, 0.35))
+        scale = np.exp(rng.normal(0.0, 0.25))
         radius = calibre_vx * min(max(scale, 0.5), 2.2)
         walk = []
         n_steps = int(rng.uniform(0.5, 2.0) * max(high - low) / _STEP_VX)
