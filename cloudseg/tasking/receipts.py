@@ -19,6 +19,7 @@ from pydantic import AwareDatetime, Field, NonNegativeInt, PositiveInt
 from cloudseg.errors import CorruptDataError, NotFoundError, SpecError
 from cloudseg.specs import FrozenModel
 from cloudseg.tasking.envelope import Envelope
+from cloudseg.volumes.claims import claim, new_owner
 from cloudseg.volumes.objects import Objects
 
 # Reading a receipt is waiting for storage: a few at once, in windows so that memory stays bounded.
@@ -47,6 +48,8 @@ class Receipt(FrozenModel):
         Of cloudseg, Python and the libraries that shape results.
     host
         Where it ran.
+    owner
+        Who wrote it: a name of its own for each try, set by :meth:`Receipts.write`.
     started, finished
         When, in UTC.
     """
@@ -60,6 +63,7 @@ class Receipt(FrozenModel):
     peak_memory_bytes: NonNegativeInt = 0
     versions: dict[str, str] = Field(default_factory=dict)
     host: str = ""
+    owner: str = ""
     started: AwareDatetime
     finished: AwareDatetime
 
@@ -116,6 +120,9 @@ class Receipts:
     def write(self, receipt: Receipt) -> bool:
         """Store ``receipt`` unless the task has one; True for the one finisher who stored it.
 
+        A receipt without an owner is given one: a bucket's answer can be lost after the receipt was stored,
+        and the finisher knows its own by it.
+
         Raises
         ------
         SpecError
@@ -125,8 +132,9 @@ class Receipts:
             raise SpecError(
                 f"a receipt of step {receipt.step!r} cannot go into the books of step {self.step!r}"
             )
-        return self._objects.put_if_absent(
-            f"{self._receipts}{receipt.task_id}.json", receipt.canonical_json().encode()
+        owned = receipt if receipt.owner else receipt.model_copy(update={"owner": new_owner()})
+        return claim(
+            self._objects, f"{self._receipts}{receipt.task_id}.json", owned.canonical_json().encode()
         )
 
     def get(self, task_id: str) -> Receipt | None:

@@ -6,80 +6,37 @@ programs come with the ``test`` extra; a missing one is an error, for a skipped 
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
-import secrets
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from cloudseg.errors import MissingExtraError
+from cloudseg.testing.front import Fault, Front, front, serving
+
+__all__ = [
+    "Fault",
+    "Front",
+    "aws_emulator",
+    "environment",
+    "free_port",
+    "front",
+    "gcs_emulator",
+    "web_server",
+]
 
 _START_S = 30.0
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
-
-
-@dataclass
-class Fault:
-    """What a :class:`Front` does to matching requests instead of, or after, forwarding them.
-
-    Attributes
-    ----------
-    match
-        Regular expression over ``METHOD path?query``.
-    status
-        Answer with this status; None forwards.
-    shorten
-        Fraction of the body that is sent, in an envelope that looks whole; None sends all.
-    times
-        How many requests suffer.
-    """
-
-    match: str
-    status: int | None = None
-    shorten: float | None = None
-    times: int = 1 << 30
-
-
-@dataclass
-class Front:
-    """A server before another one: forwards, repairs, injects faults, counts.
-
-    Attributes
-    ----------
-    url
-        Where clients find it.
-    faults
-        What goes wrong; the first that matches is used.
-    requests
-        ``METHOD path?query`` of all requests so far.
-    """
-
-    url: str = ""
-    faults: list[Fault] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def fault_for(self, line: str) -> Fault | None:
-        """Note a request and return what shall go wrong with it."""
-        self.requests.append(line)
-        for fault in self.faults:
-            if fault.times > 0 and re.search(fault.match, line):
-                fault.times -= 1
-                return fault
-        return None
 
 
 @contextmanager
@@ -103,26 +60,26 @@ def gcs_emulator(log: Path, *, buckets: tuple[str, ...] = ("vol",)) -> Iterator[
     arguments += ["-external-url", f"http://127.0.0.1:{port}", "-public-host", f"127.0.0.1:{port}"]
     with (
         _process([str(binaries[0]), *arguments, "-log-level", "warn"], log=log),
-        _front(port) as front,
+        front(f"http://127.0.0.1:{port}") as before,
     ):
         _wait_for(f"http://127.0.0.1:{port}/_internal/healthcheck")
         for bucket in buckets:
             request = urllib.request.Request(
-                f"{front.url}/storage/v1/b?project=test",
+                f"{before.url}/storage/v1/b?project=test",
                 data=json.dumps({"name": bucket}).encode(),
                 headers={"Content-Type": "application/json"},
             )
             urllib.request.urlopen(request, timeout=10).read()
         with environment(
-            TENSORSTORE_GCS_HTTP_URL=front.url,
-            STORAGE_EMULATOR_HOST=front.url,
+            TENSORSTORE_GCS_HTTP_URL=before.url,
+            STORAGE_EMULATOR_HOST=before.url,
             GOOGLE_AUTH_TOKEN_FOR_TESTING="fake",
             # Nobody shall look for a metadata server, or for real credentials.
             GCE_METADATA_ROOT="127.0.0.1:1",
             NO_GCE_CHECK="true",
             GOOGLE_APPLICATION_CREDENTIALS=None,
         ):
-            yield front
+            yield before
 
 
 @contextmanager
@@ -173,7 +130,7 @@ def web_server(folder: Path) -> Iterator[str]:
         def __init__(self, *args: Any) -> None:
             super().__init__(*args, directory=str(folder))
 
-    with _serving(Handler) as port:
+    with serving(Handler) as port:
         yield f"http://127.0.0.1:{port}"
 
 
@@ -231,125 +188,6 @@ def _wait_for(url: str) -> None:
             if time.monotonic() > end:
                 raise TimeoutError(f"nothing answers at {url} after {_START_S:.0f} s") from error
             time.sleep(0.05)
-
-
-@contextmanager
-def _serving(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[int]:
-    server = _Server(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@contextmanager
-def _front(upstream_port: int) -> Iterator[Front]:
-    front = Front()
-
-    class Handler(_FrontHandler):
-        state = front
-        upstream = upstream_port
-
-    with _serving(Handler) as port:
-        front.url = f"http://127.0.0.1:{port}"
-        yield front
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    # With the default of 5, the connections of one parallel read overflow it, and each lost one costs a second.
-    request_queue_size = 128
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base class's name)
-        """Keep quiet."""
-
-
-class _FrontHandler(_Handler):
-    """Forwards to ``upstream``, once repaired."""
-
-    state: Front
-    upstream: int
-    connection_up: http.client.HTTPConnection | None = None  # kept as long as the client keeps its own
-
-    def finish(self) -> None:
-        """Close both connections."""
-        super().finish()
-        if self.connection_up is not None:
-            self.connection_up.close()
-
-    def do_any(self) -> None:
-        """Answer a request of any method."""
-        body = self._body()
-        fault = self.state.fault_for(f"{self.command} {unquote(self.path)}")
-        if fault and fault.status:
-            self._answer(
-                fault.status, [("Content-Type", "application/json")], b'{"error": {"message": "injected"}}'
-            )
-            return
-        path, headers = self.path, {name.title(): value for name, value in self.headers.items()}
-        if self.command == "POST" and "uploadType=media" in path:
-            path, headers, body = _as_multipart(path, headers, body)
-        for name in ("Host", "Connection", "Transfer-Encoding", "Content-Length", "Expect"):
-            headers.pop(name, None)
-        if self.connection_up is None:
-            self.connection_up = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=60)
-        self.connection_up.request(self.command, path, body=body or None, headers=headers)
-        reply = self.connection_up.getresponse()
-        data = reply.read()
-        if fault and fault.shorten is not None:
-            data = data[: int(len(data) * fault.shorten)]
-        self._answer(reply.status, reply.getheaders(), data)
-
-    do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = do_HEAD = do_any
-
-    def _body(self) -> bytes:
-        if (self.headers.get("Transfer-Encoding") or "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        parts = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
-
-    def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
-        self.send_response_only(status)
-        for name, value in headers:
-            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-
-def _as_multipart(path: str, headers: dict[str, str], body: bytes) -> tuple[str, dict[str, str], bytes]:
-    """Rewrite a simple upload as a multipart one.
-
-    fake-gcs-server 1.54 honours ``ifGenerationMatch`` on multipart uploads only; clients send simple ones.
-    """
-    parts = urlsplit(path)
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    kind = headers.pop("Content-Type", "application/octet-stream")
-    resource = {"name": query.pop("name"), "contentType": kind}
-    if "contentEncoding" in query:
-        resource["contentEncoding"] = query.pop("contentEncoding")
-    query["uploadType"] = "multipart"
-    boundary = secrets.token_hex(16)
-    head = f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{json.dumps(resource)}\r\n"
-    head += f"--{boundary}\r\nContent-Type: {kind}\r\n\r\n"
-    whole = head.encode() + body + f"\r\n--{boundary}--\r\n".encode()
-    headers = {**headers, "Content-Type": f"multipart/related; boundary={boundary}"}
-    return f"{parts.path}?{urlencode(query)}", headers, whole
 
 
 class _WebHandler(SimpleHTTPRequestHandler):

@@ -74,7 +74,7 @@ def open_objects(uri: str | os.PathLike[str]) -> VersionedObjects:
     Notes
     -----
     In a bucket, an answer can be lost after a successful ``put_if_absent``; the repeated request then finds
-    the object and returns False. A caller who must know puts its own name into the object and reads it back.
+    the object and returns False. A caller who must know uses :func:`cloudseg.volumes.claims.claim`.
     """
     address = Address.parse(uri)
     if address.scheme == "memory":

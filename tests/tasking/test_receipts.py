@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from cloudseg.errors import CorruptDataError, SpecError
 from cloudseg.tasking.envelope import Envelope
 from cloudseg.tasking.receipts import DeadLetter, Receipt, Receipts
+from cloudseg.testing.emulators import Fault, front
 from cloudseg.testing.tasks import NoteTask
 from cloudseg.volumes import open_objects
 
@@ -33,7 +37,46 @@ def _letter(task_id: str) -> DeadLetter:
 def test_only_the_first_receipt_of_a_task_counts(receipts: Receipts):
     assert receipts.write(_receipt("one", counters={"voxels": 1})) is True
     assert receipts.write(_receipt("one", counters={"voxels": 2})) is False
-    assert receipts.get("one") == _receipt("one", counters={"voxels": 1})
+    stored = receipts.get("one")
+    assert stored == _receipt("one", counters={"voxels": 1}, owner=stored.owner)
+    assert stored.owner
+
+
+def test_a_finisher_knows_its_own_receipt_again(receipts: Receipts):
+    """In a bucket, the answer to the first write may be lost, and the write sent again."""
+    mine = _receipt("one", owner="me")
+    assert receipts.write(mine) is True
+    assert receipts.write(mine) is True
+    assert receipts.write(_receipt("one", owner="somebody")) is False
+    assert receipts.get("one") == mine
+
+
+@pytest.mark.parametrize("bucket", ["gs", "s3"])
+def test_a_receipt_whose_answer_is_lost_counts_for_one_finisher(request, monkeypatch, bucket):
+    if bucket == "gs":
+        before = request.getfixturevalue("gcs")
+        context = nullcontext(before)
+    else:
+        context = front(request.getfixturevalue("aws"))
+    monkeypatch.setenv("CLOUDSEG_STORAGE_RETRIES", "2")
+    with context as before:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", before.url)
+        books = Receipts(open_objects(f"{bucket}://vol/receipts"), "stage.step")
+        before.faults[:] = [Fault(r"^(PUT|POST) .*one\.json", cut="after", times=1)]
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                won = list(pool.map(lambda n: books.write(_receipt("one", counters={"n": n})), range(4)))
+            assert before.faults[0].times == 0, "no answer was lost"
+        finally:
+            before.faults.clear()
+        assert won.count(True) == 1
+        assert books.get("one").counters == {"n": won.index(True)}
+
+
+def test_a_receipt_of_before_owners_were_noted_is_read(receipts: Receipts, root: str):
+    old = _receipt("one").model_dump(mode="json", exclude={"owner"})
+    open_objects(root).put("pipeline/receipts/stage.step/one.json", json.dumps(old).encode())
+    assert receipts.get("one") == _receipt("one")
 
 
 def test_receipts_are_listed_by_step(receipts: Receipts, root: str):

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from cloudseg.testing.emulators import web_server
+from cloudseg.testing.emulators import environment, front, web_server
 from cloudseg.volumes import clear_memory
 
 BACKENDS = ("memory", "file", "gs", "s3")
@@ -47,3 +47,24 @@ def new_uri(request, tmp_path):
 def uri(request, new_uri):
     """An address at which nothing lies, on each back-end that can be written."""
     return new_uri(request.param)
+
+
+@pytest.fixture(scope="session")
+def s3_front(aws):
+    """A front before the S3 stand-in."""
+    with front(aws) as before:
+        yield before
+
+
+@pytest.fixture(params=["gs", "s3"])
+def bucket(request, new_uri):
+    """An address at which nothing lies in a bucket, and the front before it."""
+    uri = new_uri(request.param)
+    if request.param == "gs":
+        before = request.getfixturevalue("gcs")
+        yield uri, before
+    else:
+        before = request.getfixturevalue("s3_front")
+        with environment(AWS_ENDPOINT_URL=before.url):
+            yield uri, before
+    before.faults.clear()
