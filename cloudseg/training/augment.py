@@ -25,20 +25,28 @@ def orient(
 def bend(
     image: Image, labels: Labels, *, rng: np.random.Generator, spacing_vx: int = 32, strength_vx: float = 3.0
 ) -> tuple[Image, Labels]:
-    """Deform smoothly: random displacements on a coarse grid, cubic in between; labels by nearest neighbour."""
-    shape = np.asarray(image.shape)
-    coarse = np.maximum(shape // spacing_vx, 2) + 2
-    position = np.stack(np.meshgrid(*(np.arange(s, dtype=np.float32) for s in shape), indexing="ij"))
-    for axis in range(3):
-        field = rng.normal(0.0, strength_vx, coarse).astype(np.float32)
-        position[axis] += ndimage.zoom(field, shape / coarse, order=1, grid_mode=True, mode="nearest")[
-            : shape[0], : shape[1], : shape[2]
-        ]
-    bent = ndimage.map_coordinates(image, position, order=1, mode="reflect")
+    """Deform smoothly: random displacements on a coarse grid, linear in between; labels by nearest neighbour."""
+    knots = [max(size // spacing_vx, 2) + 2 for size in image.shape]
+    along_x, along_y, along_z = (_hats(size, n) for size, n in zip(image.shape, knots, strict=True))
+    position = np.empty((3, *image.shape), np.float32)
+    for axis, size in enumerate(image.shape):
+        field = rng.normal(0.0, strength_vx, knots).astype(np.float32)
+        position[axis] = np.einsum("abc,xa,yb,zc->xyz", field, along_x, along_y, along_z, optimize=True)
+        line = [1, 1, 1]
+        line[axis] = size
+        position[axis] += np.arange(size, dtype=np.float32).reshape(line)
+    bent = ndimage.map_coordinates(image, position, order=1, mode="reflect", output=np.float32)
     nearest = np.rint(position).astype(np.int32)
-    for axis, size in enumerate(shape):
-        nearest[axis] = np.clip(nearest[axis], 0, size - 1)
-    return bent.astype(np.float32), labels[tuple(nearest)]
+    for axis, size in enumerate(image.shape):
+        np.clip(nearest[axis], 0, size - 1, out=nearest[axis])
+    return bent, labels[tuple(nearest)]
+
+
+def _hats(size: int, n_knots: int) -> npt.NDArray[np.float32]:
+    """``(size, n_knots)``: the weight of each knot at each voxel, for linear interpolation between them."""
+    place = np.linspace(0, n_knots - 1, size, dtype=np.float32)[:, None]
+    weights: npt.NDArray[np.float32] = np.maximum(0, 1 - np.abs(place - np.arange(n_knots, dtype=np.float32)))
+    return weights
 
 
 def recolour(image: Image, *, rng: np.random.Generator) -> Image:

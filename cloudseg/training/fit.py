@@ -103,7 +103,7 @@ def _validation(blocks: list[LabelledBlock], sampler: Sampler) -> Callable[[nn.M
                     torch.from_numpy(a[None]).to(device)
                     for a in (example.image, example.targets, example.known)
                 )
-                losses.append(float(balanced_bce(network(image), targets, known)))
+                losses.append(float(balanced_bce(network(image), targets.float(), known.float())))
         return float(np.mean(losses))
 
     return measure

@@ -49,11 +49,11 @@ class LabelledBlock:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training example: ``(1, x, y, z)`` image, ``(c, x, y, z)`` targets and their knownness, all float32."""
+    """One training example: ``(1, x, y, z)`` image, ``(c, x, y, z)`` targets (0 or 1) and whether they are known."""
 
     image: npt.NDArray[np.float32]
-    targets: npt.NDArray[np.float32]
-    known: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.uint8]
+    known: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,11 @@ class Sampler:
         # Membranes get a width of two voxels for the nearest links only: long links bridge them anyway.
         near_targets, near_known = labels_to_affinities(labels, offsets=near, boundary=thick_boundary(labels))
         far_targets, far_known = labels_to_affinities(labels, offsets=far)
-        targets = np.concatenate([near_targets, far_targets]).astype(np.float32)
-        known = np.concatenate([near_known, far_known]).astype(np.float32)
-        return Sample(np.ascontiguousarray(image)[None], targets, known)
+        return Sample(
+            np.ascontiguousarray(image)[None],
+            np.concatenate([near_targets, far_targets]),
+            np.concatenate([near_known, far_known]),
+        )
 
 
 def _pad(array: npt.NDArray[np.generic], shape: XYZ, *, mode: str) -> npt.NDArray[np.generic]:

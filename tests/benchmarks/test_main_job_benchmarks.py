@@ -50,4 +50,4 @@ def test_killed_runs_end_with_the_same_bytes():
 
 @pytest.mark.slow
 def test_memory_of_workers():
-    assert "| highest |" in run("memory.py", "--edge", "72")
+    assert "| highest |" in run("scaling.py", "--edge", "144")
