@@ -77,6 +77,10 @@ class Box:
         """Return the box with ``halo_vx`` voxels added on every side."""
         return Box(_minus(self.start, halo_vx), _plus(self.stop, halo_vx))
 
+    def with_lower_neighbours(self, *, bounds: Box) -> Box:
+        """Return the box with one voxel more at each lower side that is not the border of ``bounds``."""
+        return Box(self.grow((1, 1, 1)).start, self.stop).intersect(bounds)
+
     def shift(self, by: XYZ) -> Box:
         """Return the box moved by ``by`` voxels."""
         return Box(_plus(self.start, by), _plus(self.stop, by))

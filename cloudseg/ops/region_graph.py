@@ -106,7 +106,7 @@ def region_graph(labels: Ids, affinities: npt.NDArray[np.uint8], *, core: Box, b
     -------
     The block's share of the region graph; shares of all blocks add up to the graph of the volume.
     """
-    outer = Box(core.grow((1, 1, 1)).start, core.stop).intersect(bounds)
+    outer = core.with_lower_neighbours(bounds=bounds)
     if labels.dtype != np.uint64 or labels.shape != outer.shape:
         raise SpecError(
             f"labels must be uint64 of shape {outer.shape}, got {labels.dtype} of shape {labels.shape}"
@@ -142,7 +142,7 @@ def face_ids(labels: Ids, *, core: Box, bounds: Box) -> dict[str, Ids]:
     ``{"x-": ids, "x+": ids, "y-": ..., "z+": ...}``, sorted, without 0. Both sides of a lower face (its links belong
     to this block), the inner side of an upper one; nothing for a face that is the volume's own border.
     """
-    outer = Box(core.grow((1, 1, 1)).start, core.stop).intersect(bounds)
+    outer = core.with_lower_neighbours(bounds=bounds)
     inner = core.slices_in(outer)
     faces: dict[str, Ids] = {}
     for axis, name in enumerate("xyz"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,8 @@ def put_table(objects: Objects, key: str, columns: Mapping[str, Column]) -> int:
     return len(data)
 
 
-def get_table(objects: Objects, key: str) -> dict[str, Column]:
-    """Return the columns that :func:`put_table` stored.
+def get_table(objects: Objects, key: str, *, columns: Iterable[str] | None = None) -> dict[str, Column]:
+    """Return the columns that :func:`put_table` stored: the named ones, or all.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def get_table(objects: Objects, key: str) -> dict[str, Column]:
     """
     data = objects.get(key)
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(
             f"{objects.uri}/{key} ({len(data)} bytes) is not a readable Parquet file: {error}; "

@@ -19,15 +19,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box, grid_box, grid_shape, tile
 from cloudseg.specs import FrozenModel
-from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
+from cloudseg.tasking.blocks import LIBRARIES_BYTES, LabelsStage, block_name, rename_block
+from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.objects import Objects
-from cloudseg.volumes.protocol import Positive3, VolumeInfo
+from cloudseg.volumes.protocol import Positive3
 from cloudseg.volumes.tables import get_table, put_table
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -98,10 +99,6 @@ class Octree(FrozenModel):
             yield (i, j, k)
 
 
-def _name(index: XYZ) -> str:
-    return "_".join(map(str, index))
-
-
 class RegionGraphTask(BlockTask):
     """Store the share of the region graph that one block owns, its sizes, and the ids on its faces."""
 
@@ -118,18 +115,16 @@ class RegionGraphTask(BlockTask):
 
         source = ctx.open_volume(self.supervoxels_uri)
         bounds = source.info.bounds
+        outer = self.core.with_lower_neighbours(bounds=bounds)
         with ctx.step("read"):
-            labels = source.read(Box(self.core.grow((1, 1, 1)).start, self.core.stop).intersect(bounds))
+            labels = source.read(outer)
             affinities = ctx.open_volume(self.affinities_uri).read(self.core, missing=self.missing)
         with ctx.step("compute"):
             graph = region_graph(labels, affinities, core=self.core, bounds=bounds)
             faces = face_ids(labels, core=self.core, bounds=bounds)
-            inner = self.core.slices_in(
-                Box(self.core.grow((1, 1, 1)).start, self.core.stop).intersect(bounds)
-            )
-            ids, n = sizes(labels[inner])
+            ids, n = sizes(labels[self.core.slices_in(outer)])
         with ctx.step("write"):
-            objects, name = ctx.open_objects(self.graph_uri), _name(self.block)
+            objects, name = ctx.open_objects(self.graph_uri), block_name(self.block)
             put_table(objects, f"blocks/{name}/edges.parquet", _graph_columns(graph))
             put_table(objects, f"blocks/{name}/sizes.parquet", {"id": ids, "n": n})
             put_table(objects, f"blocks/{name}/faces.parquet", _face_columns(faces))
@@ -172,7 +167,7 @@ class AgglomerateTask(Task):
                 small=RegionGraph.pooled(small),
             )
         with ctx.step("write"):
-            place = f"level{self.level}/{_name(self.node)}"
+            place = f"level{self.level}/{block_name(self.node)}"
             put_table(objects, f"{place}/merged.parquet", {"old": merged.old, "new": merged.new})
             if self.level + 1 == self.tree.n_levels:
                 absorbed = absorb_small(merged.small, sizes=merged.sizes, min_size_vx=self.rule.min_size_vx)
@@ -194,10 +189,10 @@ class AgglomerateTask(Task):
         """Yield where each child's tables lie, and the blocks it covers."""
         if self.level == 0:
             for block in tile(self.tree.blocks(0, self.node), (1, 1, 1)):
-                yield f"blocks/{_name(block.start)}", block
+                yield f"blocks/{block_name(block.start)}", block
         else:
             for child in self.tree.children(self.level, self.node):
-                yield f"level{self.level - 1}/{_name(child)}", self.tree.blocks(self.level - 1, child)
+                yield f"level{self.level - 1}/{block_name(child)}", self.tree.blocks(self.level - 1, child)
 
     def _outer_faces(self, faces: dict[str, npt.NDArray[Any]], child: Box) -> dict[str, npt.NDArray[Any]]:
         """Keep the rows of a child's faces that are faces of this node too."""
@@ -226,7 +221,7 @@ class ResolveTask(Task):
         from cloudseg.ops.remap import compose
 
         objects = ctx.open_objects(self.graph_uri)
-        place = f"level{self.level}/{_name(self.node)}"
+        place = f"level{self.level}/{block_name(self.node)}"
         merged = get_table(objects, f"{place}/merged.parquet")
         x, y, z = (i // self.tree.fanout for i in self.node)
         above = get_table(objects, _answer_key(self.tree, self.level + 1, (x, y, z)))
@@ -250,22 +245,18 @@ class RelabelTask(BlockTask):
 
     def run(self, ctx: Context) -> None:
         """Read supervoxels and names, rename, write."""
-        from cloudseg.ops.remap import compose, remap
-
-        objects = ctx.open_objects(self.graph_uri)
         x, y, z = (i // n for i, n in zip(self.block, self.tree.leaf, strict=True))
-        with ctx.step("read"):
-            labels = ctx.open_volume(self.supervoxels_uri).read(self.core)
-            names = get_table(objects, _answer_key(self.tree, 0, (x, y, z)))
-            absorbed = get_table(objects, "absorbed.parquet")
-        with ctx.step("compute"):
-            segments = remap(labels, *compose(names["old"], names["new"], absorbed["old"], absorbed["new"]))
-        with ctx.step("write"):
-            ctx.open_volume(self.segmentation_uri).write(self.core, segments)
-        ctx.count(voxels=self.core.n_voxels)
+        rename_block(
+            ctx,
+            self.core,
+            src_uri=self.supervoxels_uri,
+            dst_uri=self.segmentation_uri,
+            tables_uri=self.graph_uri,
+            tables=[_answer_key(self.tree, 0, (x, y, z)), "absorbed.parquet"],
+        )
 
 
-class AgglomerateStage(Stage):
+class AgglomerateStage(LabelsStage):
     """Mean-affinity agglomeration of supervoxels into the layer ``segmentation``.
 
     Attributes
@@ -286,8 +277,8 @@ class AgglomerateStage(Stage):
         Nodes per parent along each axis.
     missing
         What an affinity chunk that was never written means; ``zero`` where a tissue mask left blocks out.
-    block_shape
-        Voxels per task, whole chunks; the result does not depend on it.
+    block_shape, chunk_shape
+        Voxels per task, whole chunks; the result does not depend on it. Chunks of the output.
     """
 
     kind: Literal["agglomerate"] = "agglomerate"
@@ -301,17 +292,6 @@ class AgglomerateStage(Stage):
     hierarchy: Literal["octree", "global"] = "octree"
     fanout: Annotated[int, Field(ge=2)] = 2
     missing: Literal["error", "zero"] = "error"
-    block_shape: Positive3 = (256, 256, 256)
-    chunk_shape: Positive3 = (64, 64, 64)
-
-    @model_validator(mode="after")
-    def _blocks_are_whole_chunks(self) -> AgglomerateStage:
-        for axis, block, chunk in zip("xyz", self.block_shape, self.chunk_shape, strict=True):
-            if block % chunk:
-                raise ValueError(
-                    f"block_shape[{axis}]={block} is not a multiple of chunk_shape[{axis}]={chunk}"
-                )
-        return self
 
     def expand(self, site: Site) -> StagePlan:
         """Plan graph, levels, resolution and relabelling."""
@@ -322,14 +302,7 @@ class AgglomerateStage(Stage):
         grid = grid_shape(bounds, self.block_shape)
         tree = Octree(grid=grid, leaf=grid if self.hierarchy == "global" else (1, 1, 1), fanout=self.fanout)
         graph_uri = f"{root}/graph/{self.label}"
-        info = VolumeInfo(
-            bounds=bounds,
-            voxel_size_nm=source.info.voxel_size_nm,
-            chunk_shape=self.chunk_shape,
-            dtype="uint64",
-            layer="segmentation",
-            encoding="compressed_segmentation",
-        )
+        info = self.labels_info(source.info)
         output = Layer("segmentation", f"{root}/segmentation", info)
         rule = self._rule(info.voxel_size_nm)
 
@@ -369,10 +342,11 @@ class AgglomerateStage(Stage):
 
         n_blocks, n_levels = math.prod(grid), tree.n_levels
         n_voxels = grid_box(bounds, self.block_shape, (0, 0, 0)).n_voxels
-        libraries = 300_000_000
         # About one edge per 30 voxels, 48 bytes each in the tables and 150 while merging (measured on fib25).
-        graph_bytes = libraries + 5 * n_voxels * (n_blocks if self.hierarchy == "global" else 1)
-        steps = [Step(f"{self.label}.graph", n_blocks, graph, task_memory_bytes=libraries + 24 * n_voxels)]
+        graph_bytes = LIBRARIES_BYTES + 5 * n_voxels * (n_blocks if self.hierarchy == "global" else 1)
+        steps = [
+            Step(f"{self.label}.graph", n_blocks, graph, task_memory_bytes=LIBRARIES_BYTES + 24 * n_voxels)
+        ]
         steps += [
             Step(
                 f"{self.label}.level{n}",
@@ -387,12 +361,14 @@ class AgglomerateStage(Stage):
                 f"{self.label}.resolve{n}",
                 math.prod(tree.nodes(n)),
                 partial(resolve, n),
-                task_memory_bytes=libraries,
+                task_memory_bytes=LIBRARIES_BYTES,
             )
             for n in reversed(range(n_levels - 1))
         ]
         steps.append(
-            Step(f"{self.label}.relabel", n_blocks, relabel, task_memory_bytes=libraries + 24 * n_voxels)
+            Step(
+                f"{self.label}.relabel", n_blocks, relabel, task_memory_bytes=LIBRARIES_BYTES + 24 * n_voxels
+            )
         )
         return StagePlan(self.label, (output,), tuple(steps), outputs_bytes=bounds.n_voxels * 8 // 10)
 
@@ -436,7 +412,7 @@ class AgglomerateStage(Stage):
 def _answer_key(tree: Octree, level: int, node: XYZ) -> str:
     """Where the final names of a node's ids lie: the root's merges are final."""
     table = "merged" if level + 1 == tree.n_levels else "resolved"
-    return f"level{level}/{_name(node)}/{table}.parquet"
+    return f"level{level}/{block_name(node)}/{table}.parquet"
 
 
 def _graph_columns(graph: Any) -> dict[str, npt.NDArray[Any]]:

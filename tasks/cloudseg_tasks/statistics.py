@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import Box, grid_shape, tile
 from cloudseg.ops.statistics import SegmentTable, block_statistics, describe, merge_statistics, partition_of
 from cloudseg.specs import BoxField
+from cloudseg.tasking.blocks import block_name
 from cloudseg.tasking.steps import Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes import update_info
 from cloudseg.volumes.protocol import Positive3
 from cloudseg.volumes.segment_properties import KEY, segment_properties_info, write_segment_properties
+from cloudseg.volumes.tables import Column, get_table, put_table
 
 # Partials are added in batches, so that a merge holds few of them beside the growing sum.
 _MERGE_BATCH = 64
@@ -33,7 +32,7 @@ _EMPTY_PROPERTIES = {"@type": "neuroglancer_segment_properties", "inline": {"ids
 
 def block_key(core: Box, *, partition: int) -> str:
     """Name the partial of one block: ``<partition>/<x>_<y>_<z>.parquet``."""
-    return f"{partition:04d}/{core.start[0]}_{core.start[1]}_{core.start[2]}.parquet"
+    return f"{partition:04d}/{block_name(core.start)}.parquet"
 
 
 def part_key(partition: int, *, n_partitions: int) -> str:
@@ -53,8 +52,7 @@ class StatisticsTask(BlockTask):
         """Read the block and one voxel more at its lower sides, measure, store."""
         volume = ctx.open_volume(self.src_uri)
         # Each face between two voxels belongs to the block of the upper one.
-        lower = tuple(v - 1 for v in self.core.start)
-        box = Box((lower[0], lower[1], lower[2]), self.core.stop).intersect(volume.info.bounds)
+        box = self.core.with_lower_neighbours(bounds=volume.info.bounds)
         with ctx.step("read"):
             labels = volume.read(box)
         with ctx.step("compute"):
@@ -63,7 +61,9 @@ class StatisticsTask(BlockTask):
         with ctx.step("write"):
             objects = ctx.open_objects(self.dst_uri)
             for part in range(self.n_partitions):
-                objects.put(block_key(self.core, partition=part), _partial_bytes(table.take(owner == part)))
+                put_table(
+                    objects, block_key(self.core, partition=part), _partial_columns(table.take(owner == part))
+                )
         ctx.count(voxels=self.core.n_voxels, segments=len(table))
 
 
@@ -86,7 +86,7 @@ class MergeStatisticsTask(Task):
         batch: list[SegmentTable] = []
         with ctx.step("compute"):
             for core in tile(self.bounds, self.block_shape):
-                batch.append(_read_partial(objects.get(block_key(core, partition=self.partition))))
+                batch.append(_partial(get_table(objects, block_key(core, partition=self.partition))))
                 if len(batch) == _MERGE_BATCH:
                     total, batch = merge_statistics([total, *batch]), []
             total = merge_statistics([total, *batch])
@@ -99,7 +99,7 @@ class MergeStatisticsTask(Task):
         columns = describe(total, bounds=self.bounds, voxel_size_nm=self.voxel_size_nm)
         with ctx.step("write"):
             key = part_key(self.partition, n_partitions=self.n_partitions)
-            ctx.open_objects(self.dst_uri).put(key, _parquet_bytes(pa.table(dict(columns))))
+            put_table(ctx.open_objects(self.dst_uri), key, columns)
         ctx.count(segments=len(total))
 
 
@@ -114,22 +114,19 @@ class SegmentPropertiesTask(Task):
     def run(self, ctx: Context) -> None:
         """Keep the ``max_segments`` largest segments (a viewer loads the whole list at once) and write them."""
         objects = ctx.open_objects(self.uri)
-        wanted = ["id", "n_voxels", "volume_um3", "on_border"]
+        wanted = {"id": np.uint64, "n_voxels": np.int64, "volume_um3": np.float64, "on_border": np.bool_}
+        columns: dict[str, Column] = {name: np.empty(0, dtype) for name, dtype in wanted.items()}
         n_all = 0
-        kept = None
         with ctx.step("read"):
             for part in range(self.n_partitions):
-                data = objects.get(part_key(part, n_partitions=self.n_partitions))
-                table = pq.read_table(io.BytesIO(data), columns=wanted)
-                n_all += table.num_rows
-                kept = table if kept is None else pa.concat_tables([kept, table])
-                kept = kept.sort_by([("n_voxels", "descending"), ("id", "ascending")]).slice(
-                    0, self.max_segments
-                )
-        assert kept is not None
-        columns = {name: kept[name].to_numpy() for name in wanted}
+                key = part_key(part, n_partitions=self.n_partitions)
+                table = get_table(objects, key, columns=wanted)
+                n_all += len(table["id"])
+                both = {name: np.concatenate([columns[name], table[name]]) for name in wanted}
+                largest = np.lexsort((both["id"], -both["n_voxels"]))[: self.max_segments]
+                columns = {name: values[largest] for name, values in both.items()}
         volume = columns["volume_um3"]
-        on_border = columns["on_border"].astype(bool)
+        on_border = columns["on_border"]
         info = segment_properties_info(
             columns["id"],
             labels=[f"{v:.3g} um3" for v in volume.tolist()],
@@ -233,32 +230,23 @@ def _announce(site: Site, uri: str) -> None:
     update_info(uri, **{KEY: KEY})
 
 
-def _partial_bytes(table: SegmentTable) -> bytes:
-    columns: dict[str, npt.NDArray[Any]] = {"id": table.ids, "n_voxels": table.n_voxels}
+def _partial_columns(table: SegmentTable) -> dict[str, Column]:
+    columns: dict[str, Column] = {"id": table.ids, "n_voxels": table.n_voxels}
     for name in ("sum_vx", "start_vx", "stop_vx", "n_faces"):
         for axis, letter in enumerate("xyz"):
-            columns[f"{name}_{letter}"] = np.ascontiguousarray(getattr(table, name)[:, axis])
-    return _parquet_bytes(pa.table(columns))
+            columns[f"{name}_{letter}"] = getattr(table, name)[:, axis]
+    return columns
 
 
-def _read_partial(data: bytes) -> SegmentTable:
-    table = pq.read_table(io.BytesIO(data))
-    columns = {name: table[name].to_numpy() for name in table.column_names}
-
+def _partial(columns: Mapping[str, Column]) -> SegmentTable:
     def three(name: str) -> npt.NDArray[np.int64]:
-        return np.stack([columns[f"{name}_{letter}"] for letter in "xyz"], axis=1).astype(np.int64)
+        return np.stack([columns[f"{name}_{letter}"] for letter in "xyz"], axis=1)
 
     return SegmentTable(
-        columns["id"].astype(np.uint64),
-        columns["n_voxels"].astype(np.int64),
+        columns["id"],
+        columns["n_voxels"],
         three("sum_vx"),
         three("start_vx"),
         three("stop_vx"),
         three("n_faces"),
     )
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()

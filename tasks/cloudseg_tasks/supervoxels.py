@@ -21,19 +21,15 @@ from pydantic import Field, model_validator
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box, grid_box, grid_shape, tile
 from cloudseg.specs import BoxField
-from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
+from cloudseg.tasking.blocks import LIBRARIES_BYTES, LabelsStage, block_name, rename_block
+from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.mask import TissueMask
-from cloudseg.volumes.protocol import Positive3, VolumeInfo
+from cloudseg.volumes.protocol import Positive3
 from cloudseg.volumes.tables import get_table, put_table
 
 Threshold = Annotated[int, Field(ge=1, le=255)]
 _AXES = "xyz"
-
-
-def block_key(core: Box) -> str:
-    """Name a block in object keys by its lowest corner."""
-    return "_".join(map(str, core.start))
 
 
 class SupervoxelsTask(BlockTask):
@@ -72,7 +68,7 @@ class SupervoxelsTask(BlockTask):
             ctx.open_volume(self.fragments_uri).write(self.core, part.labels)
             objects = ctx.open_objects(self.graph_uri)
             for axis, name in enumerate(_AXES):
-                key = f"faces/{block_key(self.core)}"
+                key = f"faces/{block_name(self.core.start)}"
                 last: list[slice | int] = [slice(None)] * 3
                 last[axis] = -1
                 put_table(
@@ -102,13 +98,13 @@ class SupervoxelFacesTask(BlockTask):
             if self.core.start[axis] == self.bounds.start[axis]:
                 continue
             step = tuple(-self.block_shape[axis] if a == axis else 0 for a in range(3))
-            below = block_key(self.core.shift((step[0], step[1], step[2])))
-            kept = get_table(objects, f"faces/{block_key(self.core)}/{name}-.parquet")
+            below = block_name(self.core.shift((step[0], step[1], step[2])).start)
+            kept = get_table(objects, f"faces/{block_name(self.core.start)}/{name}-.parquet")
             ids = get_table(objects, f"faces/{below}/{name}+.parquet")["id"]
             mine.append(kept["id"])
             theirs.append(ids[kept["at"]])
         pairs = np.unique(np.stack([np.concatenate(mine), np.concatenate(theirs)]), axis=1)
-        put_table(objects, f"pairs/{block_key(self.core)}.parquet", {"a": pairs[0], "b": pairs[1]})
+        put_table(objects, f"pairs/{block_name(self.core.start)}.parquet", {"a": pairs[0], "b": pairs[1]})
         ctx.count(pairs=pairs.shape[1])
 
 
@@ -127,7 +123,7 @@ class SupervoxelNamesTask(Task):
         objects = ctx.open_objects(self.graph_uri)
         with ctx.step("read"):
             pairs = [
-                get_table(objects, f"pairs/{block_key(b)}.parquet")
+                get_table(objects, f"pairs/{block_name(b.start)}.parquet")
                 for b in tile(self.bounds, self.block_shape)
             ]
         with ctx.step("compute"):
@@ -141,7 +137,9 @@ class SupervoxelNamesTask(Task):
             for n, block in enumerate(tile(self.bounds, self.block_shape)):
                 low, high = np.searchsorted(owner, [n, n + 1])
                 put_table(
-                    objects, f"names/{block_key(block)}.parquet", {"old": old[low:high], "new": new[low:high]}
+                    objects,
+                    f"names/{block_name(block.start)}.parquet",
+                    {"old": old[low:high], "new": new[low:high]},
                 )
         ctx.count(renamed=len(old))
 
@@ -156,19 +154,17 @@ class SupervoxelRenameTask(BlockTask):
 
     def run(self, ctx: Context) -> None:
         """Read fragments and names, rename, write."""
-        from cloudseg.ops.remap import remap
-
-        with ctx.step("read"):
-            labels = ctx.open_volume(self.fragments_uri).read(self.core)
-            names = get_table(ctx.open_objects(self.graph_uri), f"names/{block_key(self.core)}.parquet")
-        with ctx.step("compute"):
-            renamed = remap(labels, names["old"], names["new"])
-        with ctx.step("write"):
-            ctx.open_volume(self.supervoxels_uri).write(self.core, renamed)
-        ctx.count(voxels=self.core.n_voxels)
+        rename_block(
+            ctx,
+            self.core,
+            src_uri=self.fragments_uri,
+            dst_uri=self.supervoxels_uri,
+            tables_uri=self.graph_uri,
+            tables=[f"names/{block_name(self.core.start)}.parquet"],
+        )
 
 
-class SupervoxelsStage(Stage):
+class SupervoxelsStage(LabelsStage):
     """Supervoxels of an affinity layer.
 
     Attributes
@@ -191,22 +187,11 @@ class SupervoxelsStage(Stage):
     t_high: Threshold = 255
     mask: str | None = None
     mask_mip: int = 0
-    block_shape: Positive3 = (256, 256, 256)
-    chunk_shape: Positive3 = (64, 64, 64)
 
     @model_validator(mode="after")
     def _thresholds_are_in_order(self) -> SupervoxelsStage:
         if self.t_low > self.t_high:
             raise ValueError(f"t_low={self.t_low} is above t_high={self.t_high}")
-        return self
-
-    @model_validator(mode="after")
-    def _blocks_are_whole_chunks(self) -> SupervoxelsStage:
-        for axis, block, chunk in zip(_AXES, self.block_shape, self.chunk_shape, strict=True):
-            if block % chunk:
-                raise ValueError(
-                    f"block_shape[{axis}]={block} is not a multiple of chunk_shape[{axis}]={chunk}"
-                )
         return self
 
     def expand(self, site: Site) -> StagePlan:
@@ -217,14 +202,7 @@ class SupervoxelsStage(Stage):
             TissueMask.open(self.mask, mip=self.mask_mip, image=source.info, open_volume=site.open_volume)
         bounds, root = source.info.bounds, site.root.rstrip("/")
         graph_uri = f"{root}/graph/{self.label}"
-        info = VolumeInfo(
-            bounds=bounds,
-            voxel_size_nm=source.info.voxel_size_nm,
-            chunk_shape=self.chunk_shape,
-            dtype="uint64",
-            layer="segmentation",
-            encoding="compressed_segmentation",
-        )
+        info = self.labels_info(source.info)
         fragments = Layer("fragments", f"{root}/fragments", info)
         output = Layer("supervoxels", f"{root}/supervoxels", info)
 
@@ -295,7 +273,7 @@ def check_affinities(layer: Layer, *, wanted_by: str) -> None:
 
 def worker_bytes(n_voxels: int, *, per_voxel: int) -> int:
     """Estimate the peak memory of a task: the libraries, and so much per voxel of its block."""
-    return 300_000_000 + per_voxel * n_voxels
+    return LIBRARIES_BYTES + per_voxel * n_voxels
 
 
 def _block_of(ids: npt.NDArray[np.uint64], *, bounds: Box, block_shape: XYZ) -> npt.NDArray[np.int64]:

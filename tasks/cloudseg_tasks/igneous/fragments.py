@@ -17,6 +17,7 @@ from pydantic import NonNegativeInt
 from cloudseg.errors import NotFoundError
 from cloudseg.geometry import Box, grid_shape, tile
 from cloudseg.specs import BoxField, FrozenModel
+from cloudseg.tasking.blocks import block_name
 from cloudseg.tasking.task import Context
 from cloudseg.volumes.protocol import Positive3
 from cloudseg_tasks.igneous.engine import engine, map_buffer
@@ -88,7 +89,7 @@ class Pieces(FrozenModel):
 
     def key(self, core: Box, shard: int) -> str:
         """Name the fragment of one block and shard."""
-        return f"{self.shards.name(shard)}/{core.start[0]}_{core.start[1]}_{core.start[2]}.frags"
+        return f"{self.shards.name(shard)}/{block_name(core.start)}.frags"
 
     def put(self, ctx: Context, core: Box, pieces: Mapping[int, bytes]) -> None:
         """Store a block's pieces, one object per shard: empty ones too, so that an absent one is a fault."""

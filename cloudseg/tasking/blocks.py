@@ -1,0 +1,89 @@
+"""What the stages have in common that write labels block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import model_validator
+
+from cloudseg.geometry import XYZ, Box
+from cloudseg.tasking.steps import Stage
+from cloudseg.tasking.task import Context
+from cloudseg.volumes.protocol import Positive3, VolumeInfo
+from cloudseg.volumes.tables import get_table
+
+# Python with numpy, numba, pyarrow and tensorstore imported, before the first voxel is read.
+LIBRARIES_BYTES = 300_000_000
+
+
+class LabelsStage(Stage):
+    """A stage that writes a layer of ids, each block by one task.
+
+    Attributes
+    ----------
+    block_shape
+        Voxels per task, whole chunks; the result does not depend on it.
+    chunk_shape
+        Chunks of the outputs.
+    """
+
+    block_shape: Positive3 = (256, 256, 256)
+    chunk_shape: Positive3 = (64, 64, 64)
+
+    @model_validator(mode="after")
+    def _blocks_are_whole_chunks(self) -> Self:
+        for axis, block, chunk in zip("xyz", self.block_shape, self.chunk_shape, strict=True):
+            if block % chunk:
+                raise ValueError(
+                    f"block_shape[{axis}]={block} is not a multiple of chunk_shape[{axis}]={chunk}"
+                )
+        return self
+
+    def labels_info(self, source: VolumeInfo) -> VolumeInfo:
+        """Return what a layer of ids over the voxels of ``source`` is."""
+        return VolumeInfo(
+            bounds=source.bounds,
+            voxel_size_nm=source.voxel_size_nm,
+            chunk_shape=self.chunk_shape,
+            dtype="uint64",
+            layer="segmentation",
+            encoding="compressed_segmentation",
+        )
+
+
+def block_name(at: XYZ) -> str:
+    """Name a block in object keys, by its lowest corner or its place in a grid: ``<x>_<y>_<z>``."""
+    return "_".join(map(str, at))
+
+
+def rename_block(
+    ctx: Context, core: Box, *, src_uri: str, dst_uri: str, tables_uri: str, tables: Sequence[str]
+) -> None:
+    """Write the ids of ``core`` under other names.
+
+    Parameters
+    ----------
+    ctx
+        Of the task that does it.
+    core
+        Whole chunks of both volumes.
+    src_uri, dst_uri
+        The volume that is read, the volume that is written.
+    tables_uri, tables
+        A folder of objects, and the keys of tables with the columns ``old`` and ``new``: applied one after the other.
+    """
+    from cloudseg.ops.remap import compose, remap
+
+    objects = ctx.open_objects(tables_uri)
+    with ctx.step("read"):
+        labels = ctx.open_volume(src_uri).read(core)
+        first, *others = [get_table(objects, key) for key in tables]
+    with ctx.step("compute"):
+        old, new = first["old"], first["new"]
+        for then in others:
+            old, new = compose(old, new, then["old"], then["new"])
+        renamed = remap(labels, old, new)
+    with ctx.step("write"):
+        ctx.open_volume(dst_uri).write(core, renamed)
+    ctx.count(voxels=core.n_voxels)
