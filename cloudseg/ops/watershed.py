@@ -23,6 +23,9 @@ import numpy.typing as npt
 from cloudseg.errors import SpecError
 from cloudseg.geometry import Box
 
+Links = npt.NDArray[np.uint8]
+Places = npt.NDArray[np.int64]
+
 _NONE = 6  # direction code of a voxel without any link of at least t_low
 
 
@@ -110,17 +113,34 @@ def supervoxels(
     size = np.array(core.shape, np.int64)
     outer_shape = np.array(outer.shape, np.int64)
     parent = np.empty(core.n_voxels, np.int64 if core.n_voxels >= 2**31 else np.int32)
-    codes = np.empty(core.n_voxels, np.uint8)
-    _pick(ax, ay, az, outer_shape, low, size, np.int32(t_low), codes)
+    codes = _strongest(ax, ay, az, outer_shape, low, size, t_low=t_low)
     _join(ax, ay, az, outer_shape, low, size, np.int32(t_high), codes, parent)
     labels = np.empty(core.n_voxels, np.uint64)
     at = np.array([a - b for a, b in zip(core.start, bounds.start, strict=True)], np.int64)
     _name(parent, labels, size, at, np.array(bounds.shape, np.int64))
-    crossings = tuple(
-        _crossings(ax, ay, az, outer_shape, low, size, np.int32(t_low), np.int32(t_high), axis)
-        for axis in range(3)
-    )
-    return BlockLabels(labels.reshape(core.shape, order="F"), crossings)
+    crossings = []
+    for axis, links in enumerate((ax, ay, az)):
+        face = [slice(a, a + n) for a, n in zip(low, size, strict=True)]
+        face[axis] = slice(low[axis], low[axis] + 1)
+        kept = links.reshape(outer.shape, order="F")[tuple(face)] >= t_high
+        kept |= codes.reshape(core.shape, order="F")[(slice(None),) * axis + (slice(0, 1),)] == axis
+        if low[axis] > 0:
+            # The voxels below belong to another block, which decides about them by the same rule.
+            below, thin = low.copy(), size.copy()
+            below[axis], thin[axis] = low[axis] - 1, 1
+            picked = _strongest(ax, ay, az, outer_shape, below, thin, t_low=t_low)
+            kept |= picked.reshape(kept.shape, order="F") == axis + 3
+        crossings.append(kept.squeeze(axis))
+    return BlockLabels(labels.reshape(core.shape, order="F"), (crossings[0], crossings[1], crossings[2]))
+
+
+def _strongest(
+    ax: Links, ay: Links, az: Links, shape: Places, low: Places, size: Places, *, t_low: int
+) -> Links:
+    """Return the direction of the strongest link of each voxel of a box, flat: 0-2 lower, 3-5 upper, 6 for none."""
+    codes = np.empty(int(size.prod()), np.uint8)
+    _pick(ax, ay, az, shape, low, size, np.int32(t_low), codes)
+    return codes
 
 
 def _existing_links(
@@ -153,24 +173,6 @@ def _existing_links(
 
 
 @numba.njit(cache=True)
-def _strongest(ax, ay, az, i, x, y, z, shape, t_low):  # type: ignore[no-untyped-def]
-    """Direction of the strongest link of voxel ``i``: 0-2 to the lower neighbour, 3-5 to the upper, 6 for none.
-
-    Each link becomes one number, its affinity above its inverted code, so that the strongest with the lowest code is a
-    plain maximum: no branch depends on the data, which would be mispredicted half of the time.
-    """
-    nx, ny = shape[0], shape[0] * shape[1]
-    best = max((np.int32(ax[i]) << 3) | 6, (np.int32(ay[i]) << 3) | 5, (np.int32(az[i]) << 3) | 4)
-    if x + 1 < shape[0]:
-        best = max(best, (np.int32(ax[i + 1]) << 3) | 3)
-    if y + 1 < shape[1]:
-        best = max(best, (np.int32(ay[i + nx]) << 3) | 2)
-    if z + 1 < shape[2]:
-        best = max(best, (np.int32(az[i + ny]) << 3) | 1)
-    return _NONE - (best & 7) if (best >> 3) >= t_low else _NONE
-
-
-@numba.njit(cache=True)
 def _root(parent, i):  # type: ignore[no-untyped-def]
     while parent[i] != i:
         parent[i] = parent[parent[i]]
@@ -193,10 +195,11 @@ def _union(parent, a, i):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _pick(ax, ay, az, shape, low, size, t_low, codes):  # type: ignore[no-untyped-def]
-    """Fill in the direction of the strongest link of each core voxel, as :func:`_strongest` defines it.
+    """Fill in the direction of the strongest link of each voxel of the box at ``low``.
 
-    Row by row without a branch in the inner loop, which the compiler turns into vector instructions. A link that would
-    leave the volume is multiplied by 0.
+    Each link becomes one number, its affinity above its inverted code, so that the strongest with the lowest code is a
+    plain maximum: no branch depends on the data, which would be mispredicted half of the time, and the compiler turns
+    a row into vector instructions. A link that would leave the volume is multiplied by 0.
     """
     nx, ny = shape[0], shape[0] * shape[1]
     width, floor = size[0], np.uint16(t_low << 3)
@@ -267,35 +270,3 @@ def _name(parent, labels, size, at, volume):  # type: ignore[no-untyped-def]
                     labels[p] = name if root == p else labels[root]
                 name += np.uint64(1)
                 p += 1
-
-
-@numba.njit(cache=True)
-def _crossings(ax, ay, az, shape, low, size, t_low, t_high, axis):  # type: ignore[no-untyped-def]
-    """Whether the link across the lower face of the core is kept, for each voxel of that face."""
-    u, v = (1 if axis == 0 else 0), (1 if axis == 2 else 2)
-    kept = np.zeros((size[u], size[v]), np.bool_)
-    if low[axis] == 0:
-        return kept
-    stride = (1, shape[0], shape[0] * shape[1])
-    at = np.zeros(3, np.int64)
-    at[axis] = low[axis]
-    for b in range(size[v]):
-        for a in range(size[u]):
-            at[u], at[v] = a + low[u], b + low[v]
-            i = at[0] + at[1] * stride[1] + at[2] * stride[2]
-            if axis == 0:
-                link = ax[i]
-            elif axis == 1:
-                link = ay[i]
-            else:
-                link = az[i]
-            keep = link >= t_high
-            if not keep:
-                keep = _strongest(ax, ay, az, i, at[0], at[1], at[2], shape, t_low) == axis
-            if not keep:
-                at[axis] -= 1
-                j = i - stride[axis]
-                keep = _strongest(ax, ay, az, j, at[0], at[1], at[2], shape, t_low) == axis + 3
-                at[axis] += 1
-            kept[a, b] = keep
-    return kept
