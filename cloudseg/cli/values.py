@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import click
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ
+
+Number = TypeVar("Number", int, float)
 
 
 def positive_numbers(text: str | None, *, option: str) -> tuple[float, float, float] | None:
@@ -18,15 +21,10 @@ def positive_numbers(text: str | None, *, option: str) -> tuple[float, float, fl
     SpecError
         If it is something else.
     """
-    if text is None:
-        return None
-    try:
-        x, y, z = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise SpecError(f"{option} is written X,Y,Z with three numbers, e.g. 8,8,8; got {text!r}") from error
-    if not all(0 < value < float("inf") for value in (x, y, z)):
+    read = _three(text, float, form="three numbers, e.g. 8,8,8", option=option)
+    if read is not None and not all(0 < value < float("inf") for value in read):
         raise SpecError(f"{option} must be above 0 on every axis, got {text!r}")
-    return (x, y, z)
+    return read
 
 
 def whole_numbers(text: str | None, *, option: str) -> XYZ | None:
@@ -37,14 +35,18 @@ def whole_numbers(text: str | None, *, option: str) -> XYZ | None:
     SpecError
         If it is something else.
     """
+    return _three(text, int, form="three whole numbers, e.g. 64,64,64", option=option)
+
+
+def _three(
+    text: str | None, number: Callable[[str], Number], *, form: str, option: str
+) -> tuple[Number, Number, Number] | None:
     if text is None:
         return None
     try:
-        x, y, z = (int(part) for part in text.split(","))
+        x, y, z = (number(part) for part in text.split(","))
     except ValueError as error:
-        raise SpecError(
-            f"{option} is written X,Y,Z with three whole numbers, e.g. 64,64,64; got {text!r}"
-        ) from error
+        raise SpecError(f"{option} is written X,Y,Z with {form}; got {text!r}") from error
     return (x, y, z)
 
 
