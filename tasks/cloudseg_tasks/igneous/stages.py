@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
@@ -109,7 +109,111 @@ class DownsampleStage(Stage):
         )
 
 
-class MeshesStage(Stage, ShardingOptions, MeshOptions):
+class _FragmentStage(Stage, ShardingOptions):
+    """A product of all segments that blocks leave in pieces and that is finished shard by shard.
+
+    Subclasses say which jobs make it and what its own ``info`` says.
+    """
+
+    layer: str = "segmentation"
+    mip: NonNegativeInt = 0
+    block_shape: Positive3 = (256, 256, 256)
+
+    _folder: ClassVar[Literal["mesh", "skeletons"]]
+
+    def expand(self, site: Site) -> StagePlan:
+        """Plan forge (a task per block), merge, check and clean (a task per shard each)."""
+        layer = site.layer(self.layer, wanted_by=self.label)
+        if layer.info.layer != "segmentation" or layer.info.n_channels != 1:
+            raise SpecError(
+                f"stage {self.label!r} needs a segmentation, but layer {self.layer!r} at {layer.uri} is of type "
+                f"{layer.info.layer!r} with {layer.info.n_channels} channel(s); set layer to a segmentation"
+            )
+        if layer.uri.startswith("memory://"):
+            raise SpecError(
+                f"stage {self.label!r} runs igneous, which cannot read {layer.uri}: set root to a file://, gs:// or "
+                "s3:// address, or leave the stage out"
+            )
+        coarser = pyramid(layer.info, n_mips=self.mip) if self.mip else []
+        if self.mip and len(coarser) < self.mip:
+            raise SpecError(
+                f"stage {self.label!r} asks for mip {self.mip} of {self.layer!r}, which can have {len(coarser)} "
+                "coarser scales; lower mip"
+            )
+        info = coarser[-1][0] if coarser else layer.info
+        shards = Shards.for_voxels(info.bounds.n_voxels, voxels_per_shard=self.voxels_per_shard)
+        pieces = Pieces(
+            fragments_uri=f"{site.root.rstrip('/')}/fragments/{self.label}",
+            bounds=info.bounds,
+            block_shape=_without_thin_blocks(info.bounds, self.block_shape),
+            shards=shards,
+        )
+
+        def forge_tasks() -> Iterator[Task]:
+            for core in tile(pieces.bounds, pieces.block_shape):
+                yield self._forge(uri=layer.uri, mip=self.mip, core=core, pieces=pieces)
+
+        def merge_tasks() -> Iterator[Task]:
+            for shard in range(shards.n):
+                yield self._merge(uri=layer.uri, shard=shard, pieces=pieces)
+
+        def check_tasks() -> Iterator[Task]:
+            for shard in range(shards.n):
+                yield igneous_task(
+                    "check",
+                    CheckJob(
+                        uri=layer.uri,
+                        what=self._folder,
+                        mip=self.mip,
+                        shard_name=shards.name(shard),
+                        n_labels=self.check_labels,
+                    ),
+                )
+
+        def clean_tasks() -> Iterator[Task]:
+            for shard in range(shards.n):
+                yield igneous_task("clean", CleanJob(shard=shard, pieces=pieces))
+
+        block_bytes = math.prod(min(b, s) for b, s in zip(pieces.block_shape, info.shape, strict=True)) * 8
+        steps = [
+            # Labels, igneous's renumbered and bordered copies of them, and the pieces.
+            Step(
+                f"{self.label}.forge",
+                pieces.n_blocks,
+                forge_tasks,
+                prepare=lambda: _require_scale(layer, info, mip=self.mip, wanted_by=self.label),
+                task_memory_bytes=_BASE_BYTES + 5 * block_bytes,
+            ),
+            Step(
+                f"{self.label}.merge",
+                shards.n,
+                merge_tasks,
+                prepare=lambda: _publish(site, layer.uri, self._folder, self._document(info, shards)),
+                task_memory_bytes=_BASE_BYTES + 2 * min(info.bounds.n_voxels, self.voxels_per_shard),
+            ),
+        ]
+        if self.check_labels:
+            steps.append(Step(f"{self.label}.check", shards.n, check_tasks))
+        if not self.keep_fragments:
+            steps.append(Step(f"{self.label}.clean", shards.n, clean_tasks))
+        return StagePlan(
+            name=self.label, layers=(), steps=tuple(steps), outputs_bytes=info.bounds.n_voxels // 4
+        )
+
+    def _forge(self, **where: Any) -> Task:
+        """Return the task that leaves the pieces of one block."""
+        raise NotImplementedError
+
+    def _merge(self, **where: Any) -> Task:
+        """Return the task that finishes one shard."""
+        raise NotImplementedError
+
+    def _document(self, info: VolumeInfo, shards: Shards) -> dict[str, Any]:
+        """Return the product's own ``info``."""
+        raise NotImplementedError
+
+
+class MeshesStage(_FragmentStage, MeshOptions):
     """Meshes of all segments: sharded, several levels of detail, Draco-coded. Also takes the options it inherits.
 
     Attributes
@@ -121,37 +225,28 @@ class MeshesStage(Stage, ShardingOptions, MeshOptions):
     """
 
     kind: Literal["meshes"] = "meshes"
-    layer: str = "segmentation"
-    mip: NonNegativeInt = 0
-    block_shape: Positive3 = (256, 256, 256)
 
-    def expand(self, site: Site) -> StagePlan:
-        """Plan the steps forge, merge, check and clean."""
-        options = _pick(MeshOptions, self)
+    _folder: ClassVar[Literal["mesh"]] = MESH_FOLDER
 
-        def document(info: VolumeInfo, shards: Shards) -> dict[str, Any]:
-            x, y, z = info.voxel_size_nm
-            return {
-                "@type": "neuroglancer_multilod_draco",
-                "vertex_quantization_bits": options.quantization_bits,
-                "transform": [x, 0, 0, 0, 0, y, 0, 0, 0, 0, z, 0],
-                "lod_scale_multiplier": 1.0,
-                "mip": self.mip,
-                "sharding": shards.document(data_encoding="raw"),
-            }
+    def _forge(self, **where: Any) -> Task:
+        return igneous_task("mesh_forge", MeshForgeJob(options=_pick(MeshOptions, self), **where))
 
-        return _fragment_stage(
-            self,
-            site,
-            sharding=_pick(ShardingOptions, self),
-            what=MESH_FOLDER,
-            forge=lambda **k: igneous_task("mesh_forge", MeshForgeJob(options=options, **k)),
-            merge=lambda **k: igneous_task("mesh_merge", MeshMergeJob(options=options, **k)),
-            document=document,
-        )
+    def _merge(self, **where: Any) -> Task:
+        return igneous_task("mesh_merge", MeshMergeJob(options=_pick(MeshOptions, self), **where))
+
+    def _document(self, info: VolumeInfo, shards: Shards) -> dict[str, Any]:
+        x, y, z = info.voxel_size_nm
+        return {
+            "@type": "neuroglancer_multilod_draco",
+            "vertex_quantization_bits": self.quantization_bits,
+            "transform": [x, 0, 0, 0, 0, y, 0, 0, 0, 0, z, 0],
+            "lod_scale_multiplier": 1.0,
+            "mip": self.mip,
+            "sharding": shards.document(data_encoding="raw"),
+        }
 
 
-class SkeletonsStage(Stage, ShardingOptions, SkeletonOptions):
+class SkeletonsStage(_FragmentStage, SkeletonOptions):
     """Skeletons of all segments, sharded. Also takes the options it inherits.
 
     Attributes
@@ -163,32 +258,23 @@ class SkeletonsStage(Stage, ShardingOptions, SkeletonOptions):
     """
 
     kind: Literal["skeletons"] = "skeletons"
-    layer: str = "segmentation"
-    mip: NonNegativeInt = 0
-    block_shape: Positive3 = (256, 256, 256)
 
-    def expand(self, site: Site) -> StagePlan:
-        """Plan the steps forge, merge, check and clean."""
-        options = _pick(SkeletonOptions, self)
+    _folder: ClassVar[Literal["skeletons"]] = SKELETON_FOLDER
 
-        def document(info: VolumeInfo, shards: Shards) -> dict[str, Any]:  # noqa: ARG001
-            return {
-                "@type": "neuroglancer_skeletons",
-                "transform": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0],
-                "vertex_attributes": list(RADIUS),
-                "mip": self.mip,
-                "sharding": shards.document(data_encoding="raw"),
-            }
+    def _forge(self, **where: Any) -> Task:
+        return igneous_task("skeleton_forge", SkeletonForgeJob(options=_pick(SkeletonOptions, self), **where))
 
-        return _fragment_stage(
-            self,
-            site,
-            sharding=_pick(ShardingOptions, self),
-            what=SKELETON_FOLDER,
-            forge=lambda **k: igneous_task("skeleton_forge", SkeletonForgeJob(options=options, **k)),
-            merge=lambda **k: igneous_task("skeleton_merge", SkeletonMergeJob(options=options, **k)),
-            document=document,
-        )
+    def _merge(self, **where: Any) -> Task:
+        return igneous_task("skeleton_merge", SkeletonMergeJob(options=_pick(SkeletonOptions, self), **where))
+
+    def _document(self, info: VolumeInfo, shards: Shards) -> dict[str, Any]:  # noqa: ARG002
+        return {
+            "@type": "neuroglancer_skeletons",
+            "transform": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0],
+            "vertex_attributes": list(RADIUS),
+            "mip": self.mip,
+            "sharding": shards.document(data_encoding="raw"),
+        }
 
 
 def pyramid(
@@ -219,93 +305,6 @@ def pyramid(
         info = fields.model_copy(update={"sharding": sharding_for(fields)}) if info.sharding else fields
         found.append((info, step))
     return found
-
-
-def _fragment_stage(
-    stage: MeshesStage | SkeletonsStage,
-    site: Site,
-    *,
-    sharding: ShardingOptions,
-    what: Literal["mesh", "skeletons"],
-    forge: Callable[..., Task],
-    merge: Callable[..., Task],
-    document: Callable[[VolumeInfo, Shards], dict[str, Any]],
-) -> StagePlan:
-    """Plan forge (a task per block), merge, check and clean (a task per shard each)."""
-    layer = site.layer(stage.layer, wanted_by=stage.label)
-    if layer.info.layer != "segmentation" or layer.info.n_channels != 1:
-        raise SpecError(
-            f"stage {stage.label!r} needs a segmentation, but layer {stage.layer!r} at {layer.uri} is of type "
-            f"{layer.info.layer!r} with {layer.info.n_channels} channel(s); set layer to a segmentation"
-        )
-    if layer.uri.startswith("memory://"):
-        raise SpecError(
-            f"stage {stage.label!r} runs igneous, which cannot read {layer.uri}: set root to a file://, gs:// or "
-            "s3:// address, or leave the stage out"
-        )
-    coarser = pyramid(layer.info, n_mips=stage.mip) if stage.mip else []
-    if stage.mip and len(coarser) < stage.mip:
-        raise SpecError(
-            f"stage {stage.label!r} asks for mip {stage.mip} of {stage.layer!r}, which can have {len(coarser)} coarser "
-            "scales; lower mip"
-        )
-    info = coarser[-1][0] if coarser else layer.info
-    shards = Shards.for_voxels(info.bounds.n_voxels, voxels_per_shard=sharding.voxels_per_shard)
-    pieces = Pieces(
-        fragments_uri=f"{site.root.rstrip('/')}/fragments/{stage.label}",
-        bounds=info.bounds,
-        block_shape=_without_thin_blocks(info.bounds, stage.block_shape),
-        shards=shards,
-    )
-
-    def forge_tasks() -> Iterator[Task]:
-        for core in tile(pieces.bounds, pieces.block_shape):
-            yield forge(uri=layer.uri, mip=stage.mip, core=core, pieces=pieces)
-
-    def merge_tasks() -> Iterator[Task]:
-        for shard in range(shards.n):
-            yield merge(uri=layer.uri, shard=shard, pieces=pieces)
-
-    def check_tasks() -> Iterator[Task]:
-        for shard in range(shards.n):
-            yield igneous_task(
-                "check",
-                CheckJob(
-                    uri=layer.uri,
-                    what=what,
-                    mip=stage.mip,
-                    shard_name=shards.name(shard),
-                    n_labels=sharding.check_labels,
-                ),
-            )
-
-    def clean_tasks() -> Iterator[Task]:
-        for shard in range(shards.n):
-            yield igneous_task("clean", CleanJob(shard=shard, pieces=pieces))
-
-    block_bytes = math.prod(min(b, s) for b, s in zip(pieces.block_shape, info.shape, strict=True)) * 8
-    steps = [
-        # Labels, igneous's renumbered and bordered copies of them, and the pieces.
-        Step(
-            f"{stage.label}.forge",
-            pieces.n_blocks,
-            forge_tasks,
-            prepare=lambda: _require_scale(layer, info, mip=stage.mip, wanted_by=stage.label),
-            task_memory_bytes=_BASE_BYTES + 5 * block_bytes,
-        ),
-        Step(
-            f"{stage.label}.merge",
-            shards.n,
-            merge_tasks,
-            prepare=lambda: _publish(site, layer.uri, what, document(info, shards)),
-            task_memory_bytes=_BASE_BYTES + 2 * min(info.bounds.n_voxels, sharding.voxels_per_shard),
-        ),
-    ]
-    if sharding.check_labels:
-        steps.append(Step(f"{stage.label}.check", shards.n, check_tasks))
-    if not sharding.keep_fragments:
-        steps.append(Step(f"{stage.label}.clean", shards.n, clean_tasks))
-    return StagePlan(name=stage.label, layers=(), steps=tuple(steps), outputs_bytes=info.bounds.n_voxels // 4)
 
 
 def _pick(options: type[Options], stage: FrozenModel) -> Options:
