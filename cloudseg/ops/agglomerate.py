@@ -149,18 +149,18 @@ def agglomerate(
         raise SpecError(
             f"segment {ids[unknown][0]} has edges but no size; the guards need the size of each segment"
         )
-    score = graph.total / graph.count
+    score = graph.total / graph.weight
     candidates = np.flatnonzero(score >= rule.threshold)
     listed = candidates[np.lexsort((rank[candidates], -score[candidates]))]
-    total, count = graph.total.copy(), graph.count.copy()
+    total, weight = graph.total.copy(), graph.weight.copy()
     root, state_of_edge, segment_vx = _merge(
-        u, v, total, count, rank, score, listed, is_frozen, n_voxels.copy(),
+        u, v, total, weight, rank, score, listed, is_frozen, n_voxels.copy(),
         rule.threshold, rule.guard_affinity, rule.guard_min_vx, rule.guard_sum_vx,
     )  # fmt: skip
     changed = root != np.arange(len(ids))
     old, new = ids[changed], ids[root[changed]]
     edges = RegionGraph(
-        ids[np.minimum(u, v)], ids[np.maximum(u, v)], total, count,
+        ids[np.minimum(u, v)], ids[np.maximum(u, v)], total, weight,
         graph.key_u[by_key][rank], graph.key_v[by_key][rank],
     )  # fmt: skip
     alive = state_of_edge == _ALIVE
@@ -209,10 +209,10 @@ def absorb_small(
     size = sizes.of(ids)
     u, v = np.searchsorted(ids, small.u), np.searchsorted(ids, small.v)
     graph = RegionGraph(
-        u.astype(np.uint64), v.astype(np.uint64), small.total, small.count, small.key_u, small.key_v
+        u.astype(np.uint64), v.astype(np.uint64), small.total, small.weight, small.key_u, small.key_v
     )
     while True:
-        usable = graph.total >= threshold * graph.count
+        usable = graph.total >= threshold * graph.weight
         picks = _best_neighbours(graph.take(usable), size < min_size_vx)
         if len(picks[0]) == 0:
             break
@@ -229,7 +229,7 @@ def _best_neighbours(
 ) -> tuple[npt.NDArray[np.int64], ...]:
     """For each small segment with a neighbour: itself and the neighbour it picks."""
     u, v = graph.u.astype(np.int64), graph.v.astype(np.int64)
-    best = _best_edges(u, v, graph.total / graph.count, graph.key_u, graph.key_v, is_small)
+    best = _best_edges(u, v, graph.total / graph.weight, graph.key_u, graph.key_v, is_small)
     small = np.flatnonzero(best >= 0)
     edge = best[small]
     return small, np.where(u[edge] == small, v[edge], u[edge])
@@ -281,7 +281,7 @@ def _renamed(graph: RegionGraph, old: Ids, new: Ids) -> RegionGraph:
     apart = u != v
     g = graph.take(apart)
     return RegionGraph.of_pairs(
-        u=u[apart], v=v[apart], total=g.total, count=g.count, key_u=g.key_u, key_v=g.key_v
+        u=u[apart], v=v[apart], total=g.total, weight=g.weight, key_u=g.key_u, key_v=g.key_v
     )
 
 
@@ -365,11 +365,11 @@ def _remove(slots, eu, ev, at):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _merge(  # type: ignore[no-untyped-def]
-    eu, ev, total, count, rank, score, listed, frozen, size, threshold, guard_affinity, guard_min, guard_sum
+    eu, ev, total, weight, rank, score, listed, frozen, size, threshold, guard_affinity, guard_min, guard_sum
 ):
     """Greedy merging with a sorted list of the first scores and a heap of the changed ones.
 
-    Returns the root of each segment, the state of each edge, the size at each root. ``eu, ev, total, count, rank`` of
+    Returns the root of each segment, the state of each edge, the size at each root. ``eu, ev, total, weight, rank`` of
     edges that live on are updated in place; ``frozen`` too.
     """
     n_edges, n_nodes = eu.size, frozen.size
@@ -442,11 +442,11 @@ def _merge(  # type: ignore[no-untyped-def]
                 if slots[at] > 0:
                     g = np.int64(slots[at]) - 1
                     total[g] += total[f]
-                    count[g] += count[f]
+                    weight[g] += weight[f]
                     if rank[f] > rank[g]:
                         rank[g] = rank[f]
                     state[f] = _GONE
-                    score[g] = total[g] / count[g]
+                    score[g] = total[g] / weight[g]
                     if score[g] >= threshold:
                         if n_heap == heap_score.size:
                             heap_score = np.append(heap_score, heap_score)

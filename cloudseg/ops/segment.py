@@ -31,6 +31,7 @@ def segment(
     t_low: int,
     t_high: int,
     rule: Rule,
+    emphasis: int = 0,
     mask: npt.NDArray[Any] | None = None,
 ) -> Segmented:
     """Return supervoxels and segments of a whole volume.
@@ -43,13 +44,15 @@ def segment(
         See :func:`cloudseg.ops.watershed.supervoxels`.
     rule
         See :class:`cloudseg.ops.agglomerate.Rule`.
+    emphasis
+        See :func:`cloudseg.ops.region_graph.region_graph`.
     mask
         ``(x, y, z)``; 0 where there is no tissue.
     """
     _, nx, ny, nz = affinities.shape
     box = Box.of_shape((nx, ny, nz))
     labels = supervoxels(affinities, core=box, bounds=box, t_low=t_low, t_high=t_high, mask=mask).labels
-    graph = region_graph(labels, affinities, core=box, bounds=box)
+    graph = region_graph(labels, affinities, core=box, bounds=box, emphasis=emphasis)
     n_voxels = Sizes(*sizes(labels)) if rule.min_size_vx or rule.guard_affinity else Sizes.added([])
     merged = agglomerate(graph, frozen=np.zeros(0, np.uint64), sizes=n_voxels, rule=rule)
     old, new = merged.old, merged.new

@@ -32,9 +32,10 @@ from cloudseg.volumes.protocol import Positive3
 from cloudseg.volumes.tables import get_table, put_table
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Emphasis = Annotated[int, Field(ge=0, le=1000)]
 Index = tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
 _FACES = ("x-", "x+", "y-", "y+", "z-", "z+")
-_GRAPH_COLUMNS = ("u", "v", "total", "count", "key_u", "key_v")
+_GRAPH_COLUMNS = ("u", "v", "total", "weight", "key_u", "key_v")
 
 
 class MergeRule(FrozenModel):
@@ -108,6 +109,7 @@ class RegionGraphTask(BlockTask):
     graph_uri: str
     block: Index
     missing: Literal["error", "zero"] = "error"
+    emphasis: Emphasis = 0
 
     def run(self, ctx: Context) -> None:
         """Read the block (labels one voxel further down), count, store."""
@@ -120,7 +122,7 @@ class RegionGraphTask(BlockTask):
             labels = source.read(outer)
             affinities = ctx.open_volume(self.affinities_uri).read(self.core, missing=self.missing)
         with ctx.step("compute"):
-            graph = region_graph(labels, affinities, core=self.core, bounds=bounds)
+            graph = region_graph(labels, affinities, core=self.core, bounds=bounds, emphasis=self.emphasis)
             faces = face_ids(labels, core=self.core, bounds=bounds)
             ids, n = sizes(labels[self.core.slices_in(outer)])
         with ctx.step("write"):
@@ -265,6 +267,9 @@ class AgglomerateStage(LabelsStage):
         Names of the input layers.
     threshold
         Lowest mean affinity, 0..1, that joins two segments.
+    emphasis
+        How much more strong faces count in that mean: a face with affinity 1 weighs ``1 + emphasis`` times as much as
+        one with affinity 0; 0 is the plain mean. See :func:`cloudseg.ops.region_graph.region_graph`.
     guard_affinity, guard_min_um3, guard_sum_um3
         Below this affinity two segments are not joined when the smaller has more than ``guard_min_um3`` and both
         more than ``guard_sum_um3``. ``guard_affinity`` = 0: no guard.
@@ -292,6 +297,7 @@ class AgglomerateStage(LabelsStage):
     hierarchy: Literal["octree", "global"] = "octree"
     fanout: Annotated[int, Field(ge=2)] = 2
     missing: Literal["error", "zero"] = "error"
+    emphasis: Emphasis = 0
 
     def expand(self, site: Site) -> StagePlan:
         """Plan graph, levels, resolution and relabelling."""
@@ -319,6 +325,7 @@ class AgglomerateStage(LabelsStage):
                     affinities_uri=affinities.uri,
                     graph_uri=graph_uri,
                     missing=self.missing,
+                    emphasis=self.emphasis,
                 )
 
         def decide(level: int) -> Iterator[Task]:

@@ -28,7 +28,9 @@ def blocks_of(shape, cuts):
     }
 
 
-def blockwise(affinities, *, cuts, t_low, t_high, rule: Rule, mask=None, fanout=2, seed=0, repeat=False):
+def blockwise(
+    affinities, *, cuts, t_low, t_high, rule: Rule, emphasis=0, mask=None, fanout=2, seed=0, repeat=False
+):
     """Return supervoxels and segments; blocks and nodes in random order, optionally each computed twice."""
     rng = random.Random(seed)
     bounds = Box.of_shape(affinities.shape[1:])
@@ -78,6 +80,7 @@ def blockwise(affinities, *, cuts, t_low, t_high, rule: Rule, mask=None, fanout=
             affinities[(slice(None), *core.slices_in(bounds))],
             core=core,
             bounds=bounds,
+            emphasis=emphasis,
         )
         faces[key] = face_ids(labels, core=core, bounds=bounds)
         voxels[key] = Sizes(*sizes(names[core.slices_in(bounds)]))

@@ -85,11 +85,12 @@ def test_stages_equal_one_call_for_any_blocks(root, affinities, block, fanout, h
         min_size_um3=12 * voxel_um3,
         hierarchy=hierarchy,
         fanout=fanout,
+        emphasis=5,
         **common,
     )
     layers |= run_stage(stage, site, seed=2, repeat=repeat)
     rule = Rule(0.55 * 255, 0.7 * 255, 20, 60, 12)
-    whole = segment(affinities, t_low=3, t_high=254, rule=rule)
+    whole = segment(affinities, t_low=3, t_high=254, rule=rule, emphasis=5)
     for name, expected in (("supervoxels", whole.supervoxels), ("segmentation", whole.segments)):
         np.testing.assert_array_equal(
             open_volume(layers[name].uri).read(source.info.bounds), expected, err_msg=name
