@@ -48,6 +48,6 @@ def gcs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def aws(tmp_path_factory):
-    """An S3 stand-in."""
-    with aws_emulator(tmp_path_factory.mktemp("aws") / "server.log", services="s3") as url:
+    """An S3 and SQS stand-in."""
+    with aws_emulator(tmp_path_factory.mktemp("aws") / "server.log") as url:
         yield url

@@ -12,11 +12,14 @@ from cloudseg.errors import CloudsegError, MissingExtraError, SpecError
 # Which extra brings a package that only some commands need.
 EXTRA_OF = {"h5py": "ingest", "nibabel": "ingest", "tifffile": "ingest"}
 TASKS = (
+    "boto3",
+    "botocore",
     "cloudvolume",
     "fastremap",
     "igneous",
     "kimimaro",
     "numba",
+    "prometheus_client",
     "psutil",
     "safetensors",
     "scipy",
@@ -35,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "retry": "cloudseg.cli.pipeline:retry",
     "cancel": "cloudseg.cli.pipeline:cancel",
     "verify": "cloudseg.cli.pipeline:verify",
+    "queue": "cloudseg.cli.queue:queue",
     "worker": "cloudseg.cli.worker:worker",
     "train": "cloudseg.cli.train:train",
     "evaluate": "cloudseg.cli.evaluate:evaluate",

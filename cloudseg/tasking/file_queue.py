@@ -31,7 +31,7 @@ from pathlib import Path
 
 from cloudseg.errors import CloudsegError, NotFoundError, SpecError, StorageError
 from cloudseg.tasking.envelope import Envelope, to_payload
-from cloudseg.tasking.queue import DeadMessage, Lease, QueueCounts
+from cloudseg.tasking.queue import DeadMessage, Lease, QueueCounts, Waiting
 
 # One directory scan serves this many leases. Larger: fewer scans, but rivals chase the same names.
 N_CANDIDATES = 256
@@ -90,7 +90,7 @@ class FileQueue:
                 self._add_insertions(n_inserted)
         return n_inserted
 
-    def lease(self, seconds: int) -> Lease | None:
+    def lease(self, seconds: int, *, wait_s: float = 0) -> Lease | None:  # noqa: ARG002 - a folder cannot wait
         """Take a message that nobody holds and count the attempt, or return None."""
         if seconds < 1:
             raise SpecError(f"a lease lasts at least 1 second, got {seconds}")
@@ -150,6 +150,27 @@ class FileQueue:
             _unlink(f"{self._movement}/{lease.id}")
             _unlink(f"{self._attempts}/{lease.id}")
         return True
+
+    def peek(self, n: int) -> list[Waiting]:
+        """Look at up to ``n`` messages, leased ones too; nothing is touched."""
+        now = int(time.time())
+        found: list[Waiting] = []
+        with self._errors("look into"):
+            for name in self._names():
+                if len(found) == n:
+                    break
+                message_id = _id_of(name)
+                try:
+                    with open(f"{self._queue}/{name}", "rb") as file:
+                        message, sent_s = file.read(), os.fstat(file.fileno()).st_mtime
+                except FileNotFoundError:  # changed hands just now
+                    continue
+                try:
+                    n_attempts = os.path.getsize(f"{self._attempts}/{message_id}")
+                except FileNotFoundError:
+                    n_attempts = 0
+                found.append(Waiting(message_id, message, n_attempts, _free_from(name) > now, sent_s))
+        return found
 
     def counts(self) -> QueueCounts:
         """Count the messages; those of other programs too."""
@@ -231,6 +252,7 @@ class FileQueue:
                 return None
             with open(f"{self._queue}/{lease.name}", "rb") as file:
                 lease.message = file.read()
+                lease.sent_s = os.fstat(file.fileno()).st_mtime  # a rename leaves it alone
         except FileNotFoundError:  # deleted just now by a finisher whose lease had run out
             return None
         # Counted before the message is given out: a task that kills its worker is counted as well.

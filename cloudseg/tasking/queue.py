@@ -25,22 +25,63 @@ class Lease:
     attempt
         How many times the message has been leased and not handed back, this time included (1 = first).
     name
-        What the back-end needs to find the message again; a renewal changes it.
+        What the back-end needs to find the message again; a renewal may change it.
+    sent_s
+        When the message was put into the queue (Unix time), or None.
     """
 
     id: str
     message: bytes
     attempt: int
     name: str
+    sent_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """How many messages are waiting, in someone's hands (or delayed), and dead."""
+    """How many messages there are.
+
+    Attributes
+    ----------
+    ready
+        Waiting for anybody.
+    leased
+        In someone's hands, or delayed.
+    dead
+        Given up.
+    approximate
+        Whether the numbers are the server's guess (SQS), which may lag behind by a minute.
+    """
 
     ready: int
     leased: int
     dead: int
+    approximate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A message that was looked at and stays where it is.
+
+    Attributes
+    ----------
+    id
+        The queue's own id of the message.
+    message
+        The stored bytes, untouched.
+    n_attempts
+        How many times it has been leased and not handed back.
+    leased
+        Whether someone has it, or it is delayed.
+    sent_s
+        When it was put into the queue (Unix time), or None.
+    """
+
+    id: str
+    message: bytes
+    n_attempts: int
+    leased: bool = False
+    sent_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +105,11 @@ class Queue(Protocol):
         """Add one message for each envelope, lazily; return how many."""
         ...
 
-    def lease(self, seconds: int) -> Lease | None:
-        """Take a message that nobody holds and count the attempt, or return None."""
+    def lease(self, seconds: int, *, wait_s: float = 0) -> Lease | None:
+        """Take a message that nobody holds and count the attempt, or return None.
+
+        Where the queue can, it waits up to ``wait_s`` for one to come.
+        """
         ...
 
     def renew(self, lease: Lease, seconds: int) -> bool:
@@ -82,6 +126,10 @@ class Queue(Protocol):
 
     def bury(self, lease: Lease, reason: str) -> bool:
         """Move the message to the dead letters."""
+        ...
+
+    def peek(self, n: int) -> list[Waiting]:
+        """Look at up to ``n`` messages; their attempts stay as they are."""
         ...
 
     def counts(self) -> QueueCounts:
@@ -105,28 +153,39 @@ class Queue(Protocol):
         ...
 
 
-def open_queue(uri: str, *, create: bool = True) -> Queue:
+def open_queue(uri: str, *, create: bool | None = None) -> Queue:
     """Open the queue at ``uri``.
 
     Parameters
     ----------
     uri
-        ``fq://folder``: a folder on a file system that all workers share.
+        ``fq://folder``: a folder on a file system that all workers share. ``sqs://NAME``, ``sqs://REGION/NAME`` or
+        ``sqs://https://sqs.REGION.amazonaws.com/ACCOUNT/NAME``: a queue of Amazon SQS, or of a server that speaks
+        its protocol (``AWS_ENDPOINT_URL``).
     create
-        Whether to make a queue that does not exist.
+        Whether to make a queue that does not exist. None: a folder is made; an SQS queue is not, for it needs
+        rights, and a slip of the pen would leave workers waiting at a queue of its own.
 
     Raises
     ------
     SpecError
         If ``uri`` names no kind of queue that there is.
     NotFoundError
-        If there is no queue, and ``create`` is off.
+        If there is no queue, and none is to be made.
+    StorageError
+        If the queue cannot be reached, or refuses.
     """
-    from cloudseg.tasking.file_queue import FileQueue
-
     if uri.startswith("fq://") and len(uri) > len("fq://"):
-        return FileQueue(uri, create=create)
-    raise SpecError(f"{uri!r} is not the address of a queue: expected fq://folder, e.g. fq:///data/queue")
+        from cloudseg.tasking.file_queue import FileQueue
+
+        return FileQueue(uri, create=create is not False)
+    if uri.startswith(("sqs://", "https://sqs.")):
+        from cloudseg.tasking.sqs_queue import SqsQueue
+
+        return SqsQueue(uri, create=create is True)
+    raise SpecError(
+        f"{uri!r} is not the address of a queue: expected fq://folder, e.g. fq:///data/queue, or sqs://NAME"
+    )
 
 
 def queueable(function: F) -> F:

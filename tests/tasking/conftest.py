@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from cloudseg.tasking.envelope import Envelope
 from cloudseg.tasking.file_queue import FileQueue
+from cloudseg.tasking.queue import Queue, open_queue
 from cloudseg.tasking.receipts import Receipts
 from cloudseg.tasking.task import Task
 from cloudseg.testing.tasks import EXTRA_KINDS
@@ -35,6 +37,23 @@ def root(tmp_path: Path) -> str:
 @pytest.fixture
 def queue(tmp_path: Path) -> FileQueue:
     return FileQueue(f"fq://{tmp_path}/queue")
+
+
+@pytest.fixture
+def sqs_uri(aws: str) -> str:
+    """An SQS queue of this test's own."""
+    uri = f"sqs://test-{uuid.uuid4()}"
+    open_queue(uri, create=True)
+    return uri
+
+
+@pytest.fixture(params=["fq", "sqs"])
+def any_queue(request: pytest.FixtureRequest) -> Queue:
+    """A queue of each kind that there is."""
+    if request.param == "fq":
+        found: Queue = request.getfixturevalue("queue")
+        return found
+    return open_queue(request.getfixturevalue("sqs_uri"))
 
 
 @pytest.fixture

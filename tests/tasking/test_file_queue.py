@@ -158,7 +158,7 @@ def test_a_file_with_a_senseless_name_is_leased_so_that_a_worker_can_bury_it(que
     assert queue.is_empty()
 
 
-@pytest.mark.parametrize("uri", ["sqs://name", "fq://", "/folder", ""])
+@pytest.mark.parametrize("uri", ["name", "fq://", "/folder", ""])
 def test_an_address_that_is_no_queue_is_refused(uri: str):
     with pytest.raises(SpecError, match="is not the address of a queue: expected fq://folder"):
         open_queue(uri)

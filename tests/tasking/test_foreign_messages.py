@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cloudseg.tasking.file_queue import FileQueue
-from cloudseg.tasking.queue import QueueCounts
+from cloudseg.tasking.envelope import Envelope
+from cloudseg.tasking.queue import Queue
 from cloudseg.tasking.worker import WorkerOptions, WorkerReport, work
+from cloudseg.testing.tasks import NoteTask
 
 
 @pytest.mark.filterwarnings("ignore")  # igneous and what it imports warn of their own futures
-def test_tasks_that_a_stock_igneous_client_queued_are_run_by_our_worker(queue: FileQueue, tmp_path: Path):
+def test_tasks_that_a_stock_igneous_client_queued_are_run_by_our_worker_among_ours(
+    any_queue: Queue, tmp_path: Path, folder: Path, wrap: Callable[..., Envelope]
+):
+    queue = any_queue
     from cloudvolume import CloudVolume
     from igneous.task_creation import create_downsampling_tasks
     from taskqueue import TaskQueue
@@ -38,8 +43,11 @@ def test_tasks_that_a_stock_igneous_client_queued_are_run_by_our_worker(queue: F
     TaskQueue(queue.uri, n_threads=0, progress=False).insert(tasks)
     n_tasks = queue.counts().ready
     assert n_tasks >= 1
+    queue.insert(wrap(NoteTask(folder=str(folder), name=str(i))) for i in range(3))
     options = WorkerOptions(until_empty=True, threads_per_process=1, backoff_s=0)
-    assert work(queue.uri, options) == WorkerReport(n_done=n_tasks)
-    assert queue.counts() == QueueCounts(ready=0, leased=0, dead=0)
+    assert work(queue.uri, options) == WorkerReport(n_done=n_tasks + 3)
+    assert sorted(note.read_bytes() for note in folder.iterdir()) == [b"<>"] * 3
+    counts = queue.counts()
+    assert (counts.ready, counts.leased, counts.dead) == (0, 0, 0)
     coarse = CloudVolume(layer, mip=1, progress=False)[:][..., 0]
     np.testing.assert_array_equal(coarse, labels[::2, ::2, ::2])
