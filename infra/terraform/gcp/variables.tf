@@ -1,5 +1,5 @@
 variable "project" {
-  description = "Project id."
+  description = "Id of the Google Cloud project that everything belongs to."
   type        = string
   validation {
     condition     = can(regex("^[a-z][a-z0-9-]{4,28}[a-z0-9]$", var.project))
@@ -72,7 +72,7 @@ variable "api_cidrs" {
 }
 
 variable "cpu_machine_type" {
-  description = "Machines of the CPU pool."
+  description = "Type of the machines in the CPU pool."
   type        = string
   default     = "n2d-standard-16"
 }
@@ -84,7 +84,7 @@ variable "gpu_machine_type" {
 }
 
 variable "gpu_type" {
-  description = "Accelerator of the GPU pool."
+  description = "Accelerator of the machines in the GPU pool."
   type        = string
   default     = "nvidia-l4"
 }
