@@ -64,14 +64,28 @@ def read_compressed(path: str) -> bytes:
     """
     with open(path, "rb") as file:
         data = file.read()
-    ending = os.path.splitext(path)[1]
+    return decompressed(data, os.path.splitext(path)[1], where=path)
+
+
+def decompressed(data: bytes, ending: str, *, where: str) -> bytes:
+    """Return the decompressed ``data``, whole or not at all; errors as for :func:`read_compressed`.
+
+    Parameters
+    ----------
+    data
+        Compressed bytes.
+    ending
+        One of ``ENDINGS``: how.
+    where
+        What they are, for messages.
+    """
     if not data:
-        raise CorruptDataError(f"{path} is empty, which no {ending} file is: write the chunk again")
+        raise CorruptDataError(f"{where} is empty, which no {ending} file is: write the chunk again")
     decompress = _decompressor(ending)
     try:
         return decompress(data)
     except Exception as error:
-        raise CorruptDataError(f"{path} does not decompress ({error}): write the chunk again") from error
+        raise CorruptDataError(f"{where} does not decompress ({error}): write the chunk again") from error
 
 
 def _decompressor(ending: str) -> Callable[[bytes], bytes]:

@@ -65,9 +65,24 @@ def context() -> ts.Context:
     """Return the context that all volumes of this process share: one cache, one set of threads."""
     return _context(
         _number("CLOUDSEG_THREADS", 0),
-        _number("CLOUDSEG_STORAGE_RETRIES", _RETRIES),
+        n_retries(),
         os.environ.get("CLOUDSEG_FILE_SYNC", "1") not in ("0", "false", "no"),
     )
+
+
+def renew_context() -> None:
+    """Forget what was cached, for volumes opened from now on: something in it may have arrived damaged."""
+    _context.cache_clear()
+
+
+def uncached_context() -> ts.Context:
+    """Return a context of its own, which has seen nothing yet."""
+    return ts.Context(context().spec)
+
+
+def n_retries() -> int:
+    """How often a read that failed is tried again (environment ``CLOUDSEG_STORAGE_RETRIES``)."""
+    return _number("CLOUDSEG_STORAGE_RETRIES", _RETRIES)
 
 
 @lru_cache(maxsize=8)

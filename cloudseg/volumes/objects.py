@@ -108,6 +108,11 @@ class KvObjects:
         from cloudseg.volumes.kvstore import translated
 
         check_key(key, uri=self.uri)
+        if self._address.scheme in ("gs", "s3"):
+            from cloudseg.volumes.checked import CheckedObjects
+
+            checked = CheckedObjects(self._address).read(key)
+            return checked.data, checked.version
         with translated(f"{self.uri}/{key}", "read"):
             found = self._store.read(key).result()
         return (bytes(found.value) if found.state == "value" else None), bytes(found.stamp.generation)

@@ -12,6 +12,7 @@ import tensorstore as ts
 from cloudseg.errors import CorruptDataError, NotFoundError, SpecError, VolumeFormatError
 from cloudseg.geometry import Box, tile
 from cloudseg.volumes.addresses import Address
+from cloudseg.volumes.checked_chunks import CheckedChunks, read_shards
 from cloudseg.volumes.checks import (
     check_read,
     check_write,
@@ -24,7 +25,14 @@ from cloudseg.volumes.checks import (
 )
 from cloudseg.volumes.compressed_files import compressed_chunks, read_compressed
 from cloudseg.volumes.infofile import InfoFile, new_document
-from cloudseg.volumes.kvstore import context, kvstore_spec, open_kvstore, threads_context, translated
+from cloudseg.volumes.kvstore import (
+    context,
+    kvstore_spec,
+    open_kvstore,
+    renew_context,
+    threads_context,
+    translated,
+)
 from cloudseg.volumes.protocol import Array, VolumeInfo
 from cloudseg.volumes.shards import array_in_memory, array_spec, build_shards, check_zeros
 
@@ -135,8 +143,27 @@ class PrecomputedVolume:
         return f"PrecomputedVolume({self.uri}, mip {self._mip}, {self._info.bounds}, {self._info.dtype})"
 
     def _read(self, box: Box, *, missing: str) -> Array:
+        if self._address.scheme in ("gs", "s3"):
+            return self._read_bucket(box, missing=missing)
         if self._local_folder and (files := self._compressed(box)):
             return self._read_compressed(box, files, missing=missing)
+        return self._read_plain(box, missing=missing)
+
+    def _read_bucket(self, box: Box, *, missing: str) -> Array:
+        if self._info.sharding is None:
+            reader = CheckedChunks(self._address, self._info, document=self._document, mip=self._mip)
+            return reader.read(box, missing=missing)
+
+        def afresh() -> Array:
+            renew_context()
+            self._opened.clear()
+            return self._read_plain(box, missing=missing)
+
+        return read_shards(
+            lambda: self._read_plain(box, missing=missing), afresh, self._info.sharding, uri=self.uri
+        )
+
+    def _read_plain(self, box: Box, *, missing: str) -> Array:
         planar = self._read_array(self._array(missing), box)
         if self._info.sharding is not None:
             check_zeros(
@@ -157,9 +184,10 @@ class PrecomputedVolume:
             raise missing_chunk(box, uri=self.uri, detail=found[0]) from error
 
     def _array(self, missing: str) -> ts.TensorStore:
-        if missing not in self._opened:
-            self._opened[missing] = open_array(self._address, self._mip, strict=missing == "error")
-        return self._opened[missing]
+        opened = self._opened.get(missing)
+        if opened is None:
+            opened = self._opened[missing] = open_array(self._address, self._mip, strict=missing == "error")
+        return opened
 
     @property
     def _local_folder(self) -> str:

@@ -62,6 +62,11 @@ def sharding_for(info: VolumeInfo, *, target_bytes: int = 256 << 20) -> Sharding
     target_bytes
         What a task that writes one shard may hold in memory.
 
+    Notes
+    -----
+    Data and indices are in gzip envelopes: their CRCs are all that can tell that a part of a shard arrived
+    damaged. What does not get smaller is put in uncompressed, which costs nothing.
+
     Raises
     ------
     SpecError
@@ -77,7 +82,4 @@ def sharding_for(info: VolumeInfo, *, target_bytes: int = 256 << 20) -> Sharding
         preshift_bits=in_shard - minishard_bits,
         minishard_bits=minishard_bits,
         shard_bits=n_bits - in_shard,
-        # gzip costs ten times the rest of a write; it pays for labels, not for grey values or for JPEG and
-        # PNG.
-        data_encoding="gzip" if info.layer == "segmentation" and info.encoding != "png" else "raw",
     )
