@@ -1,4 +1,4 @@
-"""The warm process that runs tasks for a worker: ``python -m cloudseg.tasking.child FD PARENT_PID THREADS``.
+"""The warm process that runs tasks for a worker: ``python -m cloudseg.tasking.child FD PARENT_PID THREADS GPU``.
 
 It reads one request at a time from the socket FD and answers it; all else (leases, limits, signals,
 retries) is its supervisor's business. It ends when the supervisor does, however that ends.
@@ -16,6 +16,7 @@ import ctypes
 import faulthandler
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -25,8 +26,9 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from cloudseg.errors import SpecError
+from cloudseg.errors import CloudsegError, SpecError
 from cloudseg.tasking.envelope import Envelope
+from cloudseg.tasking.logs import VARIABLE, configure
 from cloudseg.tasking.run_task import default_context, run_or_skip
 from cloudseg.tasking.task import Context
 
@@ -36,7 +38,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def main(argv: list[str]) -> None:
     """Serve the supervisor at the other end of the socket until it goes away."""
-    fd, parent_pid, n_threads = (int(arg) for arg in argv)
+    fd, parent_pid, n_threads, wants_gpu = (int(arg) for arg in argv)
     # A Ctrl-C or a group-wide SIGTERM may reach us too; what they mean is for the supervisor to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -44,6 +46,10 @@ def main(argv: list[str]) -> None:
     _die_with(parent_pid)
     connection = Connection(fd)
     threading.Thread(target=_exit_at_hang_up, args=(fd,), name="hang-up", daemon=True).start()
+    if log_format := os.environ.get(VARIABLE):
+        configure("json" if log_format == "json" else "text")
+    if wants_gpu:
+        _check_gpu()
     ctx = default_context({})
     set_threads = getattr(importlib.import_module("cloudseg.volumes"), "set_threads", None)
     if set_threads is not None:
@@ -72,6 +78,15 @@ def _answer(request: dict[str, Any], ctx: Context) -> dict[str, Any]:
             "traceback": traceback.format_exc(),
         }
     return {"ok": True, "ran": ran, "receipt": receipt.canonical_json()}
+
+
+def _check_gpu() -> None:
+    """Leave, with the reason, where no GPU can be used: every task would fail, or crawl on the processor."""
+    try:
+        importlib.import_module("cloudseg.models.predict").pick_device("cuda")
+    except CloudsegError as error:
+        logging.getLogger(__name__).error("no task can run here: %s", error)
+        sys.exit(1)
 
 
 def _die_with(parent_pid: int) -> None:

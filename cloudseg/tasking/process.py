@@ -37,13 +37,18 @@ class ChildProcess:
     ----------
     n_threads
         How many threads its numerical libraries may use.
+    gpu
+        Which GPU it uses; it refuses to start where there is none. Empty: the system's choice; None: it may do
+        without.
     """
 
-    def __init__(self, *, n_threads: int) -> None:
+    def __init__(self, *, n_threads: int, gpu: str | None = None) -> None:
         ours, theirs = socket.socketpair()
         # The libraries read these when they are first imported: they must be set before the process starts.
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(n_threads))}
-        arguments = [str(theirs.fileno()), str(os.getpid()), str(n_threads)]
+        if gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        arguments = [str(theirs.fileno()), str(os.getpid()), str(n_threads), str(int(gpu is not None))]
         self._process = subprocess.Popen(
             # -P: a file of the working directory must not stand in for a library.
             [sys.executable, "-P", "-m", "cloudseg.tasking.child", *arguments],
@@ -119,6 +124,25 @@ class ChildProcess:
         code = self._process.wait()
         self._connection.close()
         return code
+
+
+def share_gpus(n_processes: int) -> list[str]:
+    """Return which GPU each process uses, in turns; all empty where this machine does not say what it has."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed:
+        found = [name.strip() for name in listed.split(",") if name.strip()]
+    else:
+        found = []
+        with suppress(OSError, subprocess.SubprocessError):
+            asked = subprocess.run(
+                ["nvidia-smi", "-L"],  # noqa: S607 - wherever the driver has put it
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
+            found = [str(n) for n, _ in enumerate(asked.stdout.strip().splitlines())]
+    return [found[n % len(found)] if found else "" for n in range(n_processes)]
 
 
 def _has_data(connection: Connection) -> bool:

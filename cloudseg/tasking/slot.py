@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-
-from cloudseg.errors import CloudsegError, StorageError
-from cloudseg.specs import FrozenModel
+from cloudseg.errors import CloudsegError, StorageError, TransientStorageError
 from cloudseg.tasking.envelope import Envelope, ForeignTask, parse_message
-from cloudseg.tasking.process import ChildProcess, explain_exit
+from cloudseg.tasking.options import TaskLimits, WorkerOptions
+from cloudseg.tasking.process import START_SECONDS, ChildProcess, explain_exit
 from cloudseg.tasking.queue import Lease, Queue
 from cloudseg.tasking.receipts import DeadLetter, Receipt, Receipts
 from cloudseg.tasking.run_task import default_context
@@ -25,41 +23,13 @@ log = logging.getLogger(__name__)
 
 MEMORY_POLL_SECONDS = 0.1
 IDLE_SECONDS = (0.05, 1.0)  # the first and the longest wait between looks at a queue with nothing to lease
-
-
-class WorkerOptions(FrozenModel):
-    """How a worker works.
-
-    Attributes
-    ----------
-    n_processes
-        How many tasks run at once, each in its own process.
-    until_empty
-        Stop when the queue holds nothing that is waiting, delayed or leased; else wait for more.
-    lease_seconds
-        How long a message is ours without renewal; it is renewed every third of it.
-    max_task_seconds
-        A task that runs longer is killed and counts as failed; None: no limit.
-    max_memory_bytes
-        A process that grows larger is killed, its task counts as failed; None: no limit.
-    threads_per_process
-        Threads of numerical libraries; None: the machine's cores shared out.
-    backoff_s, max_backoff_s
-        A failed task waits ``backoff_s`` after its first attempt, then twice as long each time, up to the
-        maximum.
-    foreign_attempts
-        ``max_attempts`` of igneous messages, which do not carry their own.
-    """
-
-    n_processes: PositiveInt = 1
-    until_empty: bool = False
-    lease_seconds: PositiveInt = 60
-    max_task_seconds: PositiveFloat | None = None
-    max_memory_bytes: PositiveInt | None = None
-    threads_per_process: PositiveInt | None = None
-    backoff_s: NonNegativeFloat = 2.0
-    max_backoff_s: NonNegativeFloat = 300.0
-    foreign_attempts: PositiveInt = 3
+# How long a queue may make us wait for a message: longer saves requests, shorter lets an idle worker leave sooner.
+LONG_POLL_SECONDS = 5.0
+# A queue that does not answer for longer than this ends a worker that was to stop when the queue is empty.
+PATIENCE_SECONDS = 300.0
+MAX_RETRY_SECONDS = 30.0
+# A slot that gives no sign of life for longer than this is stuck.
+STUCK_SECONDS = 180.0
 
 
 EventName = Literal["started", "done", "skipped", "failed", "dead", "returned", "lost"]
@@ -86,6 +56,12 @@ class WorkerEvent:
         What went wrong, in one sentence.
     receipt
         Of a done or skipped task.
+    waited_s
+        Of a started task: how long ago its message was put into the queue, if that is known.
+    slot
+        Which of the worker's slots it happened in.
+    was_started
+        Whether the task's ``started`` came before.
     """
 
     name: EventName
@@ -96,6 +72,9 @@ class WorkerEvent:
     seconds: float = 0.0
     message: str = ""
     receipt: Receipt | None = None
+    waited_s: float | None = None
+    slot: str = ""
+    was_started: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +107,8 @@ class Slot(threading.Thread):
         Set when the worker must stop; ``wake`` becomes readable at the same moment.
     wake
         Read end of a pipe that is written once, by whoever sets ``stopping``.
+    gpu
+        Which GPU the child uses; None: whatever it finds.
     """
 
     def __init__(
@@ -140,6 +121,7 @@ class Slot(threading.Thread):
         emit: Callable[[WorkerEvent], None],
         stopping: threading.Event,
         wake: Connection,
+        gpu: str | None = None,
     ) -> None:
         super().__init__(name=name)
         self.error: BaseException | None = None
@@ -149,7 +131,10 @@ class Slot(threading.Thread):
         self._emit = emit
         self._stopping = stopping
         self._wake = wake
+        self._gpu = gpu
         self._child: ChildProcess | None = None
+        self._alive_until = time.monotonic() + START_SECONDS + STUCK_SECONDS
+        self._obstacle = "its process is starting"
         self._ctx = default_context({})
 
     def run(self) -> None:
@@ -161,15 +146,29 @@ class Slot(threading.Thread):
         finally:
             self._kill_child()
 
+    def trouble(self) -> str:
+        """Why the worker should be restarted, or nothing."""
+        if self.error is not None:
+            return f"{self.name} ended: {self.error}"
+        silent_s = time.monotonic() - self._alive_until
+        return f"{self.name} is stuck since {silent_s:.0f} s" if self.is_alive() and silent_s > 0 else ""
+
+    def obstacle(self) -> str:
+        """Why it can take no task now, or nothing."""
+        return f"{self.name}: {self._obstacle}" if self._obstacle else ""
+
     def _work(self) -> None:
         idle_s = IDLE_SECONDS[0]
         while not self._stopping.is_set():
-            child = (
-                self._ready_child()
-            )  # before leasing: a child that cannot start must cost no task an attempt
+            # Before leasing: a child that cannot start must cost no task an attempt.
+            child = self._ready_child()
             if child is None:
                 return
-            lease = self._queue.lease(self._options.lease_seconds)
+            lease = self._lease_patiently()
+            if self._stopping.is_set():
+                if lease is not None:  # it came as we were told to stop
+                    self._queue.release(lease, counted=False)
+                return
             if lease is not None:
                 self._handle(lease, child)
                 idle_s = IDLE_SECONDS[0]
@@ -179,9 +178,34 @@ class Slot(threading.Thread):
                 self._stopping.wait(idle_s * random.uniform(0.5, 1.0))  # so that workers do not march
                 idle_s = min(2 * idle_s, IDLE_SECONDS[1])
 
+    def _lease_patiently(self) -> Lease | None:
+        """Lease a message; wait while the queue does not answer."""
+        wait_s = 0.0 if self._options.until_empty else LONG_POLL_SECONDS
+        since, retry_s = time.monotonic(), 1.0
+        while True:
+            self._sign_of_life()
+            try:
+                lease = self._queue.lease(self._options.lease_seconds, wait_s=wait_s)
+            except TransientStorageError as error:
+                self._obstacle = str(error)
+                if self._options.until_empty and time.monotonic() - since > PATIENCE_SECONDS:
+                    raise
+                log.warning("no task leased, will try again: %s", error)
+                if self._stopping.wait(retry_s * random.uniform(0.5, 1.0)):
+                    return None
+                retry_s = min(2 * retry_s, MAX_RETRY_SECONDS)
+            else:
+                self._obstacle = ""
+                return lease
+
+    def _sign_of_life(self) -> None:
+        self._alive_until = time.monotonic() + STUCK_SECONDS
+
     def _ready_child(self) -> ChildProcess | None:
         if self._child is None:
-            self._child = ChildProcess(n_threads=self._n_threads)
+            self._obstacle = "its process is starting"
+            self._alive_until = time.monotonic() + START_SECONDS + STUCK_SECONDS
+            self._child = ChildProcess(n_threads=self._n_threads, gpu=self._gpu)
             if not self._child.await_ready(self._wake):
                 return None
         return self._child
@@ -195,7 +219,11 @@ class Slot(threading.Thread):
             job = parse_message(lease.message)
         except CloudsegError as error:
             self._queue.bury(lease, str(error))
-            self._emit(WorkerEvent("dead", attempt=lease.attempt, message=str(error)))
+            self._emit(
+                WorkerEvent(
+                    "dead", attempt=lease.attempt, message=str(error), slot=self.name, was_started=False
+                )
+            )
             return
         if lease.attempt > self._max_attempts(job):
             self._give_up(
@@ -204,12 +232,14 @@ class Slot(threading.Thread):
                 f"it was started {lease.attempt - 1} times and its worker vanished each time",
                 "",
                 0.0,
+                was_started=False,
             )
             return
         started = time.monotonic()
         settled = False
         try:
-            self._emit(self._event("started", lease, job))
+            waited_s = None if lease.sent_s is None else max(0.0, time.time() - lease.sent_s)
+            self._emit(self._event("started", lease, job, waited_s=waited_s))
             outcome = self._run(lease, job, child)
             self._settle(lease, job, outcome, time.monotonic() - started)
             settled = True
@@ -221,6 +251,7 @@ class Slot(threading.Thread):
     def _run(self, lease: Lease, job: Job, child: ChildProcess) -> _Outcome:
         """Have the child run the job; meanwhile keep the lease and the limits."""
         options = self._options
+        limits = options.limits_of(job.kind if isinstance(job, Envelope) else job.name)
         try:
             if isinstance(job, ForeignTask):
                 child.ask({"foreign": job.payload})
@@ -230,10 +261,11 @@ class Slot(threading.Thread):
             pass
         now = time.monotonic()
         renew_every_s = options.lease_seconds / 3
-        deadline = now + options.max_task_seconds if options.max_task_seconds else float("inf")
+        deadline = now + limits.max_seconds if limits.max_seconds else float("inf")
         next_renewal, lease_ends = now + renew_every_s, now + options.lease_seconds
-        next_look = now + MEMORY_POLL_SECONDS if options.max_memory_bytes else float("inf")
+        next_look = now + MEMORY_POLL_SECONDS if limits.max_memory_bytes else float("inf")
         while True:
+            self._sign_of_life()
             seen = child.look(min(next_renewal, deadline, next_look) - now, self._wake)
             if seen == "answer":
                 return _read_answer(child.answer())
@@ -246,21 +278,12 @@ class Slot(threading.Thread):
             now = time.monotonic()
             if now >= deadline:
                 self._kill_child()
-                return _Outcome(
-                    "failed",
-                    error=f"timeout: it ran longer than max_task_seconds = {options.max_task_seconds:g} "
-                    "and was killed; raise the limit or make the blocks smaller",
-                )
-            if now >= next_look and options.max_memory_bytes:
+                return _Outcome("failed", error=_explain_timeout(limits))
+            if now >= next_look and limits.max_memory_bytes:
                 used = child.memory_bytes()
-                if used > options.max_memory_bytes:
+                if used > limits.max_memory_bytes:
                     self._kill_child()
-                    return _Outcome(
-                        "failed",
-                        error=f"out of memory: it used {used / 2**20:.0f} MiB, more than max_memory_bytes = "
-                        f"{options.max_memory_bytes / 2**20:.0f} MiB, and was killed; raise the limit, "
-                        "run fewer processes, or make the blocks smaller",
-                    )
+                    return _Outcome("failed", error=_explain_memory(limits, used))
                 next_look = now + MEMORY_POLL_SECONDS
             if now >= next_renewal:
                 try:
@@ -280,7 +303,8 @@ class Slot(threading.Thread):
     def _settle(self, lease: Lease, job: Job, outcome: _Outcome, seconds: float) -> None:
         match outcome.name:
             case "done":
-                self._queue.delete(lease)
+                # Not deleted, it is delivered again, found done, and deleted then.
+                self._settled("deleted", lease, lambda: self._queue.delete(lease))
                 self._emit(
                     self._event(
                         "done" if outcome.ran else "skipped",
@@ -291,7 +315,7 @@ class Slot(threading.Thread):
                     )
                 )
             case "returned":
-                self._queue.release(lease, counted=False)
+                self._settled("handed back", lease, lambda: self._queue.release(lease, counted=False))
                 self._emit(self._event("returned", lease, job, seconds=seconds, message=outcome.error))
             case "lost":
                 self._emit(self._event("lost", lease, job, seconds=seconds, message=outcome.error))
@@ -303,10 +327,21 @@ class Slot(threading.Thread):
                 delay_s = min(
                     self._options.backoff_s * 2.0 ** (lease.attempt - 1), self._options.max_backoff_s
                 )
-                self._queue.release(lease, delay_s)
+                self._settled("handed back", lease, lambda: self._queue.release(lease, delay_s))
                 self._emit(self._event("failed", lease, job, seconds=seconds, message=outcome.error))
 
-    def _give_up(self, lease: Lease, job: Job, reason: str, traceback: str, seconds: float) -> None:
+    def _settled(self, what: str, lease: Lease, act: Callable[[], object]) -> bool:
+        """Tell the queue how a task ended; if it does not answer, the lease ends by itself."""
+        try:
+            act()
+        except TransientStorageError as error:
+            log.warning("message %s not %s, it will come back when its lease ends: %s", lease.id, what, error)
+            return False
+        return True
+
+    def _give_up(
+        self, lease: Lease, job: Job, reason: str, traceback: str, seconds: float, *, was_started: bool = True
+    ) -> None:
         attempts = min(lease.attempt, self._max_attempts(job))
         if isinstance(job, Envelope):
             letter = DeadLetter(
@@ -320,8 +355,11 @@ class Slot(threading.Thread):
             )
             self._write("dead letter", job, lambda receipts: receipts.write_dead(letter))
         # In the queue as well: it must not be dropped where the bucket cannot be reached.
-        self._queue.bury(lease, f"{reason}\n\n{traceback}".strip())
-        self._emit(self._event("dead", lease, job, seconds=seconds, message=reason))
+        text = f"{reason}\n\n{traceback}".strip()
+        # Not buried, it comes back, and whoever gets it then buries it: until then it counts as failed only.
+        buried = self._settled("buried", lease, lambda: self._queue.bury(lease, text))
+        name: EventName = "dead" if buried else "failed"
+        self._emit(self._event(name, lease, job, seconds=seconds, message=reason, was_started=was_started))
 
     def _record_error(self, lease: Lease, job: Job, outcome: _Outcome) -> None:
         if isinstance(job, Envelope):
@@ -343,8 +381,23 @@ class Slot(threading.Thread):
 
     def _event(self, name: EventName, lease: Lease, job: Job, **more: Any) -> WorkerEvent:
         if isinstance(job, Envelope):
-            return WorkerEvent(name, job.task_id, job.kind, job.step, lease.attempt, **more)
-        return WorkerEvent(name, lease.id, job.name, "igneous", lease.attempt, **more)
+            return WorkerEvent(name, job.task_id, job.kind, job.step, lease.attempt, slot=self.name, **more)
+        return WorkerEvent(name, lease.id, job.name, "igneous", lease.attempt, slot=self.name, **more)
+
+
+def _explain_timeout(limits: TaskLimits) -> str:
+    return (
+        f"timeout: it ran longer than max_task_seconds = {limits.max_seconds:g} and was killed; "
+        "raise the limit or make the blocks smaller"
+    )
+
+
+def _explain_memory(limits: TaskLimits, used: int) -> str:
+    limit = (limits.max_memory_bytes or 0) / 2**20
+    return (
+        f"out of memory: it used {used / 2**20:.0f} MiB, more than max_memory_bytes = {limit:.0f} MiB, "
+        "and was killed; raise the limit, run fewer processes, or make the blocks smaller"
+    )
 
 
 def _read_answer(answer: dict[str, Any]) -> _Outcome:

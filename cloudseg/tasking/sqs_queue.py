@@ -50,6 +50,7 @@ LOOK_S = 120
 N_LOOKS = 3
 BETWEEN_LOOKS_S = 0.1
 BETWEEN_LOOKS_AWS_S = 5.0
+SETTLED_AWS_S = 60.0
 
 RETENTION_S = 14 * 24 * 3600
 # SQS's own last resort, for messages whose workers vanish before they can bury them; above any max_attempts in use.
@@ -85,6 +86,7 @@ class SqsQueue:
         self._address = SqsAddress.parse(uri)
         self._client = connect(self._address, uri)
         self._brisk = connect(self._address, uri, patience="short")
+        self._last_insert = -math.inf
         with plain_errors(uri, "open"):
             found = self._find(self._address.name) if self._address.url is None else self._address.url
             if found is None:
@@ -192,7 +194,10 @@ class SqsQueue:
 
     def is_empty(self) -> bool:
         """Whether no message is waiting, delayed or leased, as far as several looks can tell."""
-        pause_s = BETWEEN_LOOKS_AWS_S if ".amazonaws.com" in self._url else BETWEEN_LOOKS_S
+        is_aws = ".amazonaws.com" in self._url
+        if is_aws and time.monotonic() < self._last_insert + SETTLED_AWS_S:  # it may not be counted yet
+            return False
+        pause_s = BETWEEN_LOOKS_AWS_S if is_aws else BETWEEN_LOOKS_S
         with plain_errors(self._uri, "count"):
             for n_look in range(N_LOOKS):
                 if n_look:
@@ -298,6 +303,7 @@ class SqsQueue:
         return body
 
     def _send_bodies(self, bodies: list[str]) -> int:
+        self._last_insert = time.monotonic()
         entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(bodies)]
         send_whole(
             lambda some: dict(self._client.send_message_batch(QueueUrl=self._url, Entries=some)),

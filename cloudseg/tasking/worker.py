@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from types import FrameType
 
+from cloudseg.tasking.metrics import Health
+from cloudseg.tasking.options import TaskLimits, WorkerOptions
+from cloudseg.tasking.process import share_gpus
 from cloudseg.tasking.queue import open_queue
-from cloudseg.tasking.slot import Slot, WorkerEvent, WorkerOptions
+from cloudseg.tasking.slot import Slot, WorkerEvent
 
-__all__ = ["WorkerEvent", "WorkerOptions", "WorkerReport", "work"]
+__all__ = ["TaskLimits", "WorkerEvent", "WorkerOptions", "WorkerReport", "work"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -64,6 +67,7 @@ def work(
     *,
     on_event: Callable[[WorkerEvent], None] | None = None,
     stop: threading.Event | None = None,
+    health: Health | None = None,
 ) -> WorkerReport:
     """Run the tasks of a queue.
 
@@ -80,13 +84,15 @@ def work(
         Called, one event at a time, from the threads of the slots. An error in it stops the worker.
     stop
         Set it, from another thread, to stop the work as a signal would.
+    health
+        Is told whom to ask whether the worker lives.
 
     Raises
     ------
     SpecError
         If ``queue_uri`` is not the address of a queue.
     NotFoundError
-        If there is no such queue and the options say to stop when it is empty.
+        If there is no such queue: a folder only if the options say to stop when it is empty, else it is made.
     StorageError
         If the queue cannot be used. Tasks in hand are handed back first, if at all possible.
     TaskFailedError
@@ -113,19 +119,23 @@ def work(
             stopping.set()
             wake_write.send_bytes(b"stop")
 
+    gpus = share_gpus(options.n_processes) if options.gpu else [None] * options.n_processes
     slots = [
         Slot(
             f"slot-{i}",
             # To drain a queue that is not there is a slip of the pen; to wait for one to fill is not.
-            queue=open_queue(queue_uri, create=not options.until_empty),
+            queue=open_queue(queue_uri, create=False if options.until_empty else None),
             options=options,
             n_threads=n_threads,
             emit=emit,
             stopping=stopping,
             wake=wake_read,
+            gpu=gpus[i],
         )
         for i in range(options.n_processes)
     ]
+    if health is not None:
+        health.watch(slots, stopping=stopping)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         signals.append(number)

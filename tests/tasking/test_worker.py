@@ -3,21 +3,68 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from cloudseg.errors import NotFoundError, SpecError, TaskFailedError
-from cloudseg.tasking.envelope import Envelope
+from cloudseg.tasking.envelope import Envelope, parse_message
 from cloudseg.tasking.file_queue import FileQueue
-from cloudseg.tasking.process import explain_exit
-from cloudseg.tasking.queue import QueueCounts
+from cloudseg.tasking.metrics import Health
+from cloudseg.tasking.process import explain_exit, share_gpus
+from cloudseg.tasking.queue import Queue, QueueCounts, open_queue
 from cloudseg.tasking.receipts import Receipts
-from cloudseg.tasking.worker import WorkerEvent, WorkerOptions, WorkerReport, work
+from cloudseg.tasking.worker import TaskLimits, WorkerEvent, WorkerOptions, WorkerReport, work
+from cloudseg.testing.emulators import environment
 from cloudseg.testing.tasks import FailTask, HogTask, NoteTask, ThreadsTask
 
 Wrap = Callable[..., Envelope]
+
+
+@contextmanager
+def busy_server(upstream: str) -> Iterator[tuple[str, threading.Event]]:
+    """A server before SQS that answers 503 while the event is set; yields its URL and the event."""
+    busy = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None: ...
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            kept = ("X-Amz-Target", "Content-Type", "Authorization", "X-Amz-Date")
+            headers = {name: self.headers[name] for name in kept if self.headers[name]}
+            status, data = 503, b'{"__type": "ServiceUnavailable", "message": "busy"}'
+            if not busy.is_set():
+                try:
+                    request = urllib.request.Request(upstream, data=body, headers=headers)
+                    with urllib.request.urlopen(request, timeout=30) as reply:
+                        status, data = reply.status, reply.read()
+                except urllib.error.HTTPError as error:
+                    status, data = error.code, error.read()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/x-amz-json-1.0")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", busy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
 
 DRAIN = WorkerOptions(until_empty=True, backoff_s=0, threads_per_process=1)
 EMPTY = QueueCounts(ready=0, leased=0, dead=0)
@@ -28,26 +75,31 @@ def _put(queue: FileQueue, name: str, message: object) -> None:
     Path(queue.uri.removeprefix("fq://"), "queue", f"0--{name}.json").write_text(text)
 
 
-def test_one_failing_task_of_twenty_is_dead_with_its_traceback_and_the_others_are_done(
-    queue: FileQueue, folder: Path, wrap: Wrap, receipts: Receipts
+def test_one_failing_task_of_a_hundred_is_dead_with_its_traceback_and_the_others_are_done(
+    any_queue: Queue, folder: Path, wrap: Wrap, receipts: Receipts
 ):
-    tasks = [NoteTask(folder=str(folder), name=str(i)) for i in range(19)]
+    queue = any_queue
+    tasks = [NoteTask(folder=str(folder), name=str(i)) for i in range(99)]
     bad = wrap(FailTask(folder=str(folder), name="bad"))
-    queue.insert([*map(wrap, tasks), bad])
+    queue.insert([*map(wrap, tasks[:50]), bad, *map(wrap, tasks[50:])])
     events: list[WorkerEvent] = []
     report = work(queue.uri, DRAIN.model_copy(update={"n_processes": 2}), on_event=events.append)
-    assert report == WorkerReport(n_done=19, n_failed=2, n_dead=1)
+    assert report == WorkerReport(n_done=99, n_failed=2, n_dead=1)
     assert report.exit_code == 1
     assert receipts.done() == {task.id for task in tasks}
-    assert [(folder / str(i)).read_bytes() for i in range(19)] == [b"<>"] * 19
+    assert [(folder / str(i)).read_bytes() for i in range(99)] == [b"<>"] * 99
     (letter,) = receipts.dead()
     assert (letter.task_id, letter.attempts, letter.envelope) == (bad.task_id, 3, bad)
     assert letter.reason == "RuntimeError: task bad fails on purpose"
     assert 'raise RuntimeError(f"task {self.name} fails on purpose")' in letter.traceback
+    (message,) = queue.dead()  # the same in the queue, for whoever has no access to the bucket
+    assert parse_message(message.message) == bad
+    assert message.reason == f"{letter.reason}\n\n{letter.traceback}".strip()
     assert [text.splitlines()[0] for text in receipts.errors(bad.task_id).values()] == [
         "Traceback (most recent call last):"
     ] * 3
-    assert queue.counts() == QueueCounts(ready=0, leased=0, dead=1)
+    counts = queue.counts()
+    assert (counts.ready, counts.leased, counts.dead) == (0, 0, 1)
     assert [e.name for e in events if e.task_id == bad.task_id] == [
         *("started", "failed"),
         *("started", "failed"),
@@ -55,14 +107,16 @@ def test_one_failing_task_of_twenty_is_dead_with_its_traceback_and_the_others_ar
     ]
     done = [e for e in events if e.name == "done"]
     assert {e.task_id for e in done} == {e.receipt.task_id for e in done if e.receipt} == receipts.done()
+    assert {e.slot for e in done} == {"slot-0", "slot-1"}
+    assert all(e.waited_s is not None and 0 <= e.waited_s < 600 for e in events if e.name == "started")
 
 
 def test_a_task_five_times_longer_than_its_lease_runs_once_even_if_it_never_lets_go_of_the_interpreter(
-    queue: FileQueue, folder: Path, wrap: Wrap
+    any_queue: Queue, folder: Path, wrap: Wrap
 ):
-    queue.insert([wrap(NoteTask(folder=str(folder), name="long", seconds=5, hold_gil=True))])
-    options = DRAIN.model_copy(update={"lease_seconds": 1, "n_processes": 2})
-    assert work(queue.uri, options) == WorkerReport(n_done=1)
+    any_queue.insert([wrap(NoteTask(folder=str(folder), name="long", seconds=10, hold_gil=True))])
+    options = DRAIN.model_copy(update={"lease_seconds": 2, "n_processes": 2})
+    assert work(any_queue.uri, options) == WorkerReport(n_done=1)
     assert (folder / "long").read_bytes() == b"<>"
 
 
@@ -117,6 +171,22 @@ def test_a_process_that_eats_too_much_memory_is_killed_and_named_and_the_worker_
     assert "out of memory: it used" in letter.reason
     assert "more than max_memory_bytes = 400 MiB" in letter.reason
     assert list(receipts.errors(hog.task_id)) == [1]
+
+
+def test_a_kind_can_have_limits_of_its_own(queue: FileQueue, folder: Path, wrap: Wrap, receipts: Receipts):
+    hog = wrap(HogTask(bytes=2**32), max_attempts=1)
+    slow = wrap(NoteTask(folder=str(folder), name="slow", seconds=60), max_attempts=1)
+    quick = wrap(FailTask(folder=str(folder), name="quick", n_times=0))
+    queue.insert([hog, slow, quick])
+    limits = {
+        "test_hog": TaskLimits(max_memory_bytes=400 * 2**20),
+        "test_note/1": TaskLimits(max_seconds=0.5),
+        "test_note/2": TaskLimits(max_seconds=600),
+    }
+    assert work(queue.uri, DRAIN.model_copy(update={"limits": limits})) == WorkerReport(n_done=1, n_dead=2)
+    reasons = {letter.task_id: letter.reason for letter in receipts.dead()}
+    assert "more than max_memory_bytes = 400 MiB" in reasons[hog.task_id]
+    assert "longer than max_task_seconds = 0.5" in reasons[slow.task_id]
 
 
 def test_a_task_that_runs_too_long_is_killed_and_the_next_one_gets_a_new_process(
@@ -271,6 +341,44 @@ def test_a_worker_does_not_take_a_queue_that_is_not_there_for_an_empty_one(tmp_p
     assert not (tmp_path / "tpyo").exists()
 
 
+def test_a_queue_that_fails_for_a_while_costs_no_worker_its_life_and_no_task_a_second_run(
+    aws: str, sqs_uri: str, folder: Path, wrap: Wrap, receipts: Receipts, caplog: pytest.LogCaptureFixture
+):
+    tasks = [NoteTask(folder=str(folder), name=str(i)) for i in range(4)]
+    open_queue(sqs_uri).insert(map(wrap, tasks))
+    health = Health()
+    seen: list[list[str]] = []
+    with busy_server(aws) as (url, busy), environment(AWS_ENDPOINT_URL=url):
+
+        def note(event: WorkerEvent) -> None:
+            if event.name == "started" and len(receipts.done()) == 1:
+                busy.set()  # now neither delete nor lease gets through
+                threading.Thread(target=recover).start()
+
+        def recover() -> None:
+            deadline = time.monotonic() + 60
+            while not health.ready() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            seen.append(health.ready())
+            busy.clear()
+
+        options = DRAIN.model_copy(update={"lease_seconds": 4})
+        report = work(sqs_uri, options, on_event=note, health=health)
+    assert report.n_done - report.n_skipped == 4
+    assert report.n_dead == 0
+    assert sorted(note.read_bytes() for note in folder.iterdir()) == [b"<>"] * 4
+    assert "SQS is busy" in seen[0][0]
+    assert any("no task leased, will try again" in record.message for record in caplog.records)
+    assert health.live() == []
+    assert open_queue(sqs_uri).is_empty()
+
+
+def test_a_worker_makes_no_sqs_queue(aws: str):
+    for options in (DRAIN, WorkerOptions()):
+        with pytest.raises(NotFoundError, match="there is no queue at sqs://tpyo"):
+            work("sqs://tpyo", options)
+
+
 def test_a_worker_refuses_an_address_that_is_no_queue():
     with pytest.raises(SpecError, match="is not the address of a queue"):
         work("nonsense")
@@ -287,3 +395,12 @@ def test_a_worker_refuses_an_address_that_is_no_queue():
 )
 def test_the_end_of_a_process_is_explained_in_words(code: int, words: str):
     assert words in explain_exit(code)
+
+
+@pytest.mark.parametrize(
+    ("listed", "n", "shared"),
+    [("0,1", 3, ["0", "1", "0"]), ("GPU-8a, GPU-9b", 2, ["GPU-8a", "GPU-9b"]), ("3", 2, ["3", "3"])],
+)
+def test_processes_take_the_gpus_in_turns(listed: str, n: int, shared: list[str]):
+    with environment(CUDA_VISIBLE_DEVICES=listed):
+        assert share_gpus(n) == shared

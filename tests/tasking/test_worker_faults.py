@@ -19,7 +19,7 @@ from cloudseg.cli.worker import parse_size
 from cloudseg.errors import SpecError
 from cloudseg.tasking.envelope import Envelope
 from cloudseg.tasking.file_queue import FOLDERS, FileQueue
-from cloudseg.tasking.queue import QueueCounts
+from cloudseg.tasking.queue import Queue, QueueCounts
 from cloudseg.tasking.receipts import Receipts
 from cloudseg.testing.tasks import FailTask, NoteTask
 
@@ -29,7 +29,7 @@ Wrap = Callable[..., Envelope]
 COMMAND = [sys.executable, "-c", "from cloudseg.cli.main import main; main()", "worker"]
 
 
-def _start(queue: FileQueue, *options: str) -> subprocess.Popen[str]:
+def _start(queue: Queue, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, queue.uri, "--threads=1", *options],
         stdout=subprocess.PIPE,
@@ -39,7 +39,7 @@ def _start(queue: FileQueue, *options: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def _worker(queue: FileQueue, *options: str) -> Iterator[subprocess.Popen[str]]:
+def _worker(queue: Queue, *options: str) -> Iterator[subprocess.Popen[str]]:
     process = _start(queue, *options)
     try:
         yield process
@@ -66,9 +66,10 @@ def _is_gone(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_hands_the_task_back_at_once(
-    queue: FileQueue, folder: Path, wrap: Wrap, number: signal.Signals, code: int
+def test_a_signal_hands_the_task_back_in_less_than_a_second(
+    any_queue: Queue, folder: Path, wrap: Wrap, number: signal.Signals, code: int
 ):
+    queue = any_queue
     queue.insert([wrap(NoteTask(folder=str(folder), name="n", seconds=60, hold_gil=True))])
     with _worker(queue, "--lease-seconds=600") as worker:
         _wait_for((folder / "n").exists)
@@ -87,7 +88,8 @@ def test_a_signal_hands_the_task_back_at_once(
     assert (folder / "n").read_bytes() == b"<"
 
 
-def test_an_idle_worker_leaves_with_code_0_when_told_to(queue: FileQueue, folder: Path, wrap: Wrap):
+def test_an_idle_worker_leaves_with_code_0_when_told_to(any_queue: Queue, folder: Path, wrap: Wrap):
+    queue = any_queue
     queue.insert([wrap(NoteTask(folder=str(folder), name="n"))])
     with _worker(queue, "--forever") as worker:
         _wait_for(lambda: queue.is_empty() and (folder / "n").exists())
