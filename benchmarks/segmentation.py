@@ -1,7 +1,8 @@
 """Measure how fast affinities become labels, and how well, beside waterz.
 
 Both run in this process on one core, on the same uint8 affinities (waterz gets them as float32, as it wants), turn by
-turn; each is scored at the best of its thresholds. waterz 0.10.1: mean affinity, exact queue.
+turn; each is scored at the best of its thresholds, ours otherwise with the options of examples/fib25.toml. waterz
+0.10.1: mean affinity, exact queue.
 
 Usage: python benchmarks/segmentation.py [--data $CLOUDSEG_DATA] [--edge 250] [--rounds 3]
 """
@@ -26,12 +27,14 @@ import waterz
 from cloudseg.ops.agglomerate import Rule
 from cloudseg.ops.contingency import contingency
 from cloudseg.ops.segment import segment
-from cloudseg.testing.runs import VOXEL_NM, cloudseg, print_table, real_or_phantom, store
+from cloudseg.testing.runs import VOXEL_NM, cloudseg, print_table, real_or_phantom, stage_options, store
 from cloudseg.volumes import open_volume
 
-OURS = (0.2, 0.3, 0.4, 0.5, 0.6)
+OURS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 WATERZ = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # merged while 1 - mean affinity is below
-MIN_SIZE_VX = round(0.0003 / (VOXEL_NM[0] ** 3 * 1e-9))
+EXAMPLE = stage_options(Path(__file__).parents[1] / "examples" / "fib25.toml")
+MIN_SIZE_VX = round(EXAMPLE["agglomerate"]["min_size_um3"] / (VOXEL_NM[0] ** 3 * 1e-9))
+T_HIGH, EMPHASIS = EXAMPLE["supervoxels"]["t_high"], EXAMPLE["agglomerate"].get("emphasis", 0)
 
 
 def predicted(image: np.ndarray, folder: Path) -> np.ndarray:
@@ -48,7 +51,7 @@ def predicted(image: np.ndarray, folder: Path) -> np.ndarray:
 def ours(affinities: np.ndarray, threshold: float) -> np.ndarray:
     """Supervoxels, region graph, agglomeration, clean-up, relabelling."""
     rule = Rule(threshold * 255, min_size_vx=MIN_SIZE_VX)
-    return segment(affinities, t_low=1, t_high=245, rule=rule).segments
+    return segment(affinities, t_low=1, t_high=T_HIGH, rule=rule, emphasis=EMPHASIS).segments
 
 
 def theirs(affinities_zyx: np.ndarray, threshold: float) -> np.ndarray:

@@ -6,8 +6,10 @@ import hashlib
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +55,12 @@ def store(uri: str, array: npt.NDArray[np.generic]) -> str:
     )
     create_volume(uri, info).write(info.bounds, array)
     return uri
+
+
+def stage_options(pipeline: Path) -> dict[str, dict[str, Any]]:
+    """Return the options of each stage of a pipeline file, by the stage's kind."""
+    stages = tomllib.loads(pipeline.read_text(encoding="utf-8"))["stage"]
+    return {stage["kind"]: {k: v for k, v in stage.items() if k != "kind"} for stage in stages}
 
 
 def cloudseg(
