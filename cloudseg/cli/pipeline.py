@@ -42,12 +42,14 @@ def plan(file: Path, overrides: tuple[str, ...], prices: Path | None) -> None:
     from cloudseg.pipelines.tables import plan_table
 
     loaded_prices = load_prices(prices)
-    expanded = make_plan(read_spec(file, overrides=overrides))
+    expanded = make_plan(read_spec(file, overrides=overrides), absent_image="allow")
     info = expanded.image.info
     console = _console()
     console.print(
         f"image  {expanded.image.uri}  {info.shape} voxels of {info.voxel_size_nm} nm, {info.dtype}"
     )
+    if expanded.image_is_absent:
+        console.print("[yellow]image  its first voxel was never written: a run would be refused[/yellow]")
     console.print(f"root   {expanded.spec.root}")
     console.print(plan_table(expanded, loaded_prices))
     free = free_bytes(expanded.spec.root)

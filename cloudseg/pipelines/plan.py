@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from cloudseg.errors import CloudsegError, ConflictError, SpecError
+from cloudseg.errors import CloudsegError, ConflictError, MissingChunkError, SpecError
 from cloudseg.geometry import Box
 from cloudseg.pipelines.spec import PipelineSpec
 from cloudseg.specs import FrozenModel
@@ -49,11 +49,14 @@ class PipelinePlan:
         The input, as it is now.
     stages
         In the order in which they run.
+    image_is_absent
+        Whether the image's first voxel was never written; only a plan that allows it says so.
     """
 
     spec: PipelineSpec
     image: Layer
     stages: tuple[PlannedStage, ...]
+    image_is_absent: bool = False
 
     def steps(self) -> Iterator[Step]:
         """Yield every step, in the order in which they run."""
@@ -76,6 +79,7 @@ def plan(
     *,
     open_volume: OpenVolume = _open_volume,
     open_objects: Callable[[str], Objects] = _open_objects,
+    absent_image: Literal["error", "allow"] = "error",
 ) -> PipelinePlan:
     """Expand every stage against the real image and the layers that earlier stages will make.
 
@@ -85,11 +89,15 @@ def plan(
         The pipeline.
     open_volume, open_objects
         How addresses become volumes and folders.
+    absent_image
+        What an image means that is announced by its ``info`` but has no voxels yet: it can be planned, not run.
 
     Raises
     ------
     NotFoundError
         If the image does not exist.
+    MissingChunkError
+        If its first voxel does not.
     SpecError
         If a stage does not fit: the message begins with the stage's name.
     """
@@ -99,7 +107,13 @@ def plan(
         )
     volume = open_volume(spec.image)
     # One voxel proves that the address, the rights and the codec work: better now than in each of the tasks.
-    volume.read(Box.of_shape((1, 1, 1), at=volume.info.bounds.start))
+    image_is_absent = False
+    try:
+        volume.read(Box.of_shape((1, 1, 1), at=volume.info.bounds.start))
+    except MissingChunkError:
+        if absent_image == "error":
+            raise
+        image_is_absent = True
     image = Layer(name="image", uri=spec.image, info=volume.info)
     given = {"image": image}
     for name, uri in spec.inputs.items():
@@ -125,7 +139,7 @@ def plan(
         _check(expansion, stage=stage, owners=owners, step_names=step_names)
         made[stage.label] = expansion.layers
         planned.append(PlannedStage(stage=stage, plan=expansion))
-    return PipelinePlan(spec=spec, image=image, stages=tuple(planned))
+    return PipelinePlan(spec=spec, image=image, stages=tuple(planned), image_is_absent=image_is_absent)
 
 
 def _check(expansion: StagePlan, *, stage: Stage, owners: dict[str, str], step_names: set[str]) -> None:
