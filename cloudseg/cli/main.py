@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "verify": "cloudseg.cli.pipeline:verify",
     "queue": "cloudseg.cli.queue:queue",
     "worker": "cloudseg.cli.worker:worker",
+    "doctor": "cloudseg.cli.doctor:doctor",
     "train": "cloudseg.cli.train:train",
     "evaluate": "cloudseg.cli.evaluate:evaluate",
     "link": "cloudseg.cli.link:link",

@@ -6,10 +6,13 @@ here, and everything else (writing, listing, ranges of shards) is left to tensor
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import os
 import threading
+from collections import defaultdict, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -180,27 +183,24 @@ def _google_credentials() -> Any:
         return None
 
 
-class _Connections(threading.local):
-    """One kept connection to each server for each thread; forked children start anew."""
-
-    def __init__(self) -> None:
-        self.by_server: dict[tuple[int, str], http.client.HTTPConnection] = {}
+# Connections that wait for the next request, by process (a forked child needs its own) and server.
+_idle: defaultdict[tuple[int, str], deque[http.client.HTTPConnection]] = defaultdict(deque)
 
 
-_kept = _Connections()
+@atexit.register
+def _close_all() -> None:
+    for connections in _idle.values():
+        while connections:
+            connections.pop().close()
 
 
 def _exchange(method: str, url: str, headers: Mapping[str, str]) -> Reply:
-    """Send a request over this thread's connection; again over a new one if a kept one had been closed."""
+    """Send a request over an idle connection; again over a new one if that had been closed."""
     parts = urlsplit(url)
     server = (os.getpid(), f"{parts.scheme}://{parts.netloc}")
     path = parts.path + (f"?{parts.query}" if parts.query else "")
-    kept = _kept.by_server.pop(server, None)
-    if kept is not None:
-        try:
-            return _exchange_over(kept, server, method, path, headers)
-        except (http.client.HTTPException, OSError):
-            kept.close()
+    with suppress(IndexError, http.client.HTTPException, OSError):
+        return _exchange_over(_idle[server].pop(), server, method, path, headers)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     return _exchange_over(kind(parts.netloc, timeout=_CONNECT_S), server, method, path, headers)
 
@@ -226,5 +226,8 @@ def _exchange_over(
     except BaseException:
         connection.close()
         raise
-    _kept.by_server[server] = connection
+    if len(_idle[server]) < N_CONNECTIONS:
+        _idle[server].append(connection)
+    else:
+        connection.close()
     return reply
