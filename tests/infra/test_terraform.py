@@ -376,4 +376,5 @@ def test_terraform_itself_finds_nothing_wrong(name, tmp_path):
             timeout=500,
         )
         assert result.returncode == 0, result.stdout + result.stderr
-        assert "Warning" not in result.stdout
+        # A mirror has no checksums for other platforms, of which init warns.
+        assert command[0] == "init" or "Warning" not in result.stdout
