@@ -67,7 +67,9 @@ def plan(file: Path, overrides: tuple[str, ...], prices: Path | None) -> None:
 @click.option(
     "--workers", type=click.IntRange(min=0), help="Worker processes here; 0: only enqueue and wait."
 )
-@click.option("--executor", metavar="QUEUE", help="'local', or a shared queue such as fq:///shared/queue.")
+@click.option(
+    "--executor", metavar="QUEUE", help="'local', or a shared queue such as fq:///shared/queue or sqs://NAME."
+)
 def run(file: Path, overrides: tuple[str, ...], workers: int | None, executor: str | None) -> None:
     """Run the pipeline FILE, or go on with it; exit code 0 complete, 1 tasks gave up, 3 cancelled."""
     from cloudseg.pipelines.execute import execute

@@ -123,6 +123,8 @@ def execute(expanded: PipelinePlan, *, progress: Progress) -> RunReport:
     """
     spec = expanded.spec
     _check_reachable(spec)
+    if spec.executor.startswith(("sqs://", "https://")):
+        open_queue(spec.executor)  # it must be there; a folder is made when it is needed
     objects = open_objects(spec.root)
     cancelled_before = advance.cancel_id(objects)
     advance.check_same_spec(spec, objects)
@@ -234,14 +236,16 @@ class _Run:
         shortest = LOCAL_POLL_SECONDS if self.spec.root.startswith("file://") else REMOTE_POLL_SECONDS
         while True:
             started = time.monotonic()
-            # The queue first: a message goes only after its receipt, so what is not counted then was not in there.
-            was_empty = self.queue.is_empty()
             n_done, n_dead = advance.count_settled(step.name, self.objects)
             self._tell(step, n_done=n_done, n_dead=n_dead)
-            if n_done + n_dead >= step.n_tasks or was_empty:
+            if n_done + n_dead >= step.n_tasks:
                 return
             self.crew.check()
             self._check_stop()
+            # The caller counts again after this look: a message goes only after its receipt, so what has none
+            # then was not in the queue.
+            if self.queue.is_empty():
+                return
             cost = time.monotonic() - started
             self.signals.seen.wait(min(max(shortest, 20 * cost), MAX_POLL_SECONDS))
 
@@ -396,7 +400,7 @@ def _check_reachable(spec: PipelineSpec) -> None:
             )
     if spec.executor == "local" and spec.n_workers == 0:
         raise SpecError(
-            "workers = 0 leaves nobody to do the work; use an fq:// executor that other workers serve"
+            "workers = 0 leaves nobody to do the work; name a queue that other workers serve as executor"
         )
 
 

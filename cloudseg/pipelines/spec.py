@@ -22,6 +22,7 @@ from pydantic import (
 
 from cloudseg.errors import NotFoundError, SpecError
 from cloudseg.specs import FrozenModel, explain
+from cloudseg.tasking.sqs_client import SqsAddress
 from cloudseg.tasking.steps import Stage
 from cloudseg.volumes.addresses import Address
 from cloudseg_tasks.stages import stage_class
@@ -45,7 +46,7 @@ class PipelineSpec(FrozenModel):
     inputs
         Layers that exist already, by the name stages know them by, e.g. ``affinities`` made elsewhere.
     executor
-        ``local``, or the queue that other workers serve, e.g. ``fq:///shared/queue``.
+        ``local``, or the queue that other workers serve, e.g. ``fq:///shared/queue`` or ``sqs://NAME``.
     workers
         Worker processes that this machine starts; None means one per core (divided by the threads).
     threads_per_worker
@@ -75,8 +76,12 @@ class PipelineSpec(FrozenModel):
     @field_validator("executor")
     @classmethod
     def _executor_is_known(cls, value: str) -> str:
-        if value != "local" and not value.startswith("fq://"):
-            raise ValueError(f"executor must be 'local' or a queue 'fq://folder', got {value!r}")
+        if value.startswith(("sqs://", "https://sqs.")):
+            SqsAddress.parse(value)
+        elif value != "local" and not value.startswith("fq://"):
+            raise ValueError(
+                f"executor must be 'local' or a queue, 'fq://folder' or 'sqs://NAME', got {value!r}"
+            )
         return value
 
     @field_validator("inputs")

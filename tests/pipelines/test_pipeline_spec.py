@@ -65,7 +65,11 @@ def test_any_text_and_number_survives_toml(output: str, sleep_s: float) -> None:
         (HEAD, r"at least one \[\[stage\]\] table"),
         (HEAD + '[[stages]]\nkind = "toy_sum"', r"unknown key 'stages': did you mean \[\[stage\]\]"),
         (TWO.replace("image = ", "imag = "), r"missing key 'image'.*|unknown key 'imag'"),
-        ("executor = 'slurm'\n" + TWO, r"executor must be 'local' or a queue 'fq://folder', got 'slurm'"),
+        ("executor = 'sqs://tasks.fifo'\n" + TWO, r"'sqs://tasks.fifo' is a FIFO queue"),
+        (
+            "executor = 'slurm'\n" + TWO,
+            r"executor must be 'local' or a queue, .* or 'sqs://NAME', got 'slurm'",
+        ),
         ("workers = -1\n" + TWO, r"workers: .*greater than or equal to 0"),
         ("image = \n", r"p.toml is not valid TOML"),
         (stages("", ""), r"two stages are called 'toy_invert'"),
