@@ -23,6 +23,7 @@ from typing import Protocol
 
 from cloudseg.errors import NotFoundError, SpecError, TaskFailedError
 from cloudseg.pipelines import advance
+from cloudseg.pipelines.compaction import fold
 from cloudseg.pipelines.plan import PipelinePlan
 from cloudseg.pipelines.report import Summary, voxels_per_task, write_summary
 from cloudseg.pipelines.space import check_space
@@ -192,7 +193,12 @@ class _Run:
             self.progress.end(step.name)
         if state.dead:
             raise TaskFailedError(self._explain_dead(step.name, state))
-        return write_summary(step.name, self.objects, n_tasks=state.n_tasks)
+        summary = write_summary(step.name, self.objects, n_tasks=state.n_tasks)
+        # A message that is delivered once more must find its receipt: only a queue that surely has none left
+        # lets the single receipts go. The others are folded too, and go when a later run finds it empty.
+        drained = not self.queue.counts().approximate and self.queue.is_empty()
+        fold(step.name, self.objects, remove=drained)
+        return summary
 
     def _fill_and_wait(self, step: Step) -> advance.StepState:
         self.crew.start()

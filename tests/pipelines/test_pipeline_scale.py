@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
+from cloudseg.errors import CorruptDataError
 from cloudseg.geometry import Box
+from cloudseg.pipelines import advance
+from cloudseg.pipelines.compaction import Books, fold
 from cloudseg.pipelines.plan import plan
+from cloudseg.pipelines.report import summarise
 from cloudseg.pipelines.spec import load_spec
+from cloudseg.tasking.envelope import Envelope
+from cloudseg.tasking.queue import open_queue
+from cloudseg.tasking.receipts import Receipt, Receipts
+from cloudseg.tasking.steps import Step
+from cloudseg.tasking.task import Task
 from cloudseg.volumes import VolumeInfo, create_volume
+from cloudseg.volumes.memory import MemoryObjects, clear_memory
 
 ALL_STAGES = ("affinities", "supervoxels", "agglomerate", "downsample", "meshes", "skeletons", "statistics")
 TEN_TERAVOXELS = (20_000, 20_000, 25_000)
@@ -58,3 +72,167 @@ def test_a_volume_that_is_only_announced_can_be_planned_and_is_refused_by_a_run(
     assert "its first voxel was never written" in out
     assert command("run", file)[0] == 1
     assert not (tmp_path / "root").exists()
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class FailingObjects(MemoryObjects):
+    """Objects that end the process before the n-th change, or after it."""
+
+    def __init__(self, uri: str, *, kill_at: int, after: bool = False) -> None:
+        super().__init__(uri)
+        self.n_left = kill_at
+        self.after = after
+        self.n_reads = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> bytes:
+        with self._lock:
+            self.n_reads += 1
+        return super().get(key)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        return self._change(lambda: super(FailingObjects, self).put_if_absent(key, data))
+
+    def delete(self, key: str) -> None:
+        self._change(lambda: super(FailingObjects, self).delete(key))
+
+    def _change(self, do: Callable[[], bool | None]) -> bool:
+        with self._lock:
+            self.n_left -= 1
+            if self.n_left == 0 and not self.after:
+                raise Killed
+            if self.n_left < 0:
+                raise Killed
+            done = do()
+            if self.n_left == 0:
+                raise Killed
+            return bool(done)
+
+
+def receipt(number: int) -> Receipt:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    return Receipt(
+        task_id=f"{number * 7919 % 10007:032x}",
+        kind="toy/1",
+        step="s",
+        counters={"voxels": number},
+        started=now,
+        finished=now + timedelta(seconds=number),
+    )
+
+
+def with_receipts(uri: str, numbers: range) -> Books:
+    clear_memory(uri)
+    books = Books(MemoryObjects(uri), "s")
+    for number in numbers:
+        assert books.write(receipt(number))
+    return books
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_receipts_are_folded_exactly_once_wherever_the_process_is_killed(after: bool) -> None:
+    uri = "memory://folding"
+    quiet = list(with_receipts(uri, range(23)).all())
+    kill_at, n_killed = 0, 0
+    while True:
+        kill_at += 1
+        books = with_receipts(uri, range(23))
+        quiet = list(books.all())
+        failing = FailingObjects(uri, kill_at=kill_at, after=after)
+        try:
+            fold("s", failing, remove=True, fold_from=10, segment_receipts=5)
+        except Killed:
+            n_killed += 1
+        else:
+            break
+        assert sorted(books.all(), key=lambda r: r.task_id) == quiet
+        assert books.done() == {r.task_id for r in quiet}
+        assert advance.count_settled("s", MemoryObjects(uri)) == (23, 0)
+        assert summarise(books.all()) == summarise(quiet)
+        fold("s", MemoryObjects(uri), remove=True, fold_from=10, segment_receipts=5)
+        assert books.single_ids() == []
+        assert sorted(books.all(), key=lambda r: r.task_id) == quiet
+    assert n_killed == 5 + 23  # five segments, then the receipts in them
+    assert list(books.all()) == quiet
+    assert [books.get(r.task_id) for r in quiet[::7]] == quiet[::7]
+    assert books.get("0" * 31 + "z") is None
+
+
+def test_a_receipt_that_comes_once_more_does_not_count_and_a_late_one_does() -> None:
+    uri = "memory://late"
+    books = with_receipts(uri, range(12))
+    quiet = list(books.all())
+    fold("s", MemoryObjects(uri), remove=True, fold_from=10)
+    again = quiet[3].model_copy(update={"counters": {"voxels": 10**6}, "owner": "a straggler"})
+    assert Receipts(MemoryObjects(uri), "s").write(again)
+    assert books.write(receipt(500))
+    assert books.n_done() == 13
+    assert books.get(again.task_id) == quiet[3]
+    assert sum(r.counters["voxels"] for r in books.all()) == sum(range(12)) + 500
+    assert fold("s", MemoryObjects(uri), remove=True, fold_from=10) == 1
+    assert books.single_ids() == []
+    assert books.n_done() == 13
+
+
+def test_folded_receipts_are_read_in_a_few_requests_and_a_damaged_segment_is_no_proof() -> None:
+    uri = "memory://few"
+    books = with_receipts(uri, range(600))
+    fold("s", MemoryObjects(uri), remove=False, fold_from=10, segment_receipts=200)
+    assert len(books.single_ids()) == 600  # a queue may deliver these tasks once more: their receipts stay
+    counting = FailingObjects(uri, kill_at=10**6)
+    assert summarise(Books(counting, "s").all()).n_tasks == 600
+    assert counting.n_reads == 3
+    objects = MemoryObjects(uri)
+    key = books.segments()[1]
+    objects.put(key, objects.get(key).replace(b'"voxels":1', b'"voxels":2', 1))
+    with pytest.raises(CorruptDataError, match=r"000002.jsonl .* is damaged"):
+        fold("s", objects, remove=True, fold_from=10)
+    assert len(books.single_ids()) == 600
+
+
+def test_a_run_that_folds_is_followed_verified_and_taken_up_like_any_other(
+    toy: Callable, command: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fold.__kwdefaults__, "fold_from", 18)
+    it = toy()
+    assert command("run", it.file)[0] == 0
+    assert it.receipts("toy_invert") == set()
+    assert len(it.receipts("toy_sum.blocks")) == 0
+    assert len(it.receipts("toy_sum.total")) == 1
+    ran = it.runs()
+    assert len(ran) == 61
+    code, out, _ = command("status", it.root)
+    assert code == 0
+    assert "36/36" in out
+    assert "all 61 tasks have receipts" in command("verify", it.root)[1]
+    assert command("run", it.file)[0] == 0
+    assert it.runs() == ran
+
+
+class Small(Task):
+    """The least that can be queued."""
+
+    kind: str = "small/1"
+    number: int
+
+
+def test_a_step_is_enqueued_as_a_stream(tmp_path: Path) -> None:
+    def enqueue(n_tasks: int) -> int:
+        step = Step("s", n_tasks, lambda: (Small(number=n) for n in range(n_tasks)))
+        objects = MemoryObjects("memory://stream")
+        queue = open_queue(f"fq://{tmp_path}/{n_tasks}")
+        tracemalloc.start()
+        sent = queue.insert(
+            Envelope.of(task, root="memory://stream", step="s") for task in advance.missing(step, objects)
+        )
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert sent == queue.counts().ready == n_tasks
+        return peak_bytes
+
+    enqueue(10)  # what is imported and compiled once
+    small, large = enqueue(500), enqueue(4000)
+    assert large < small + 200_000  # 57 bytes for each further task; an envelope takes over a thousand
