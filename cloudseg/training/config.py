@@ -100,6 +100,9 @@ class TrainingConfig(FrozenModel):
         Folder or bucket address that receives the model package.
     checkpoint
         Local file that holds the state of the run; it is resumed from if it exists.
+    start_from
+        Model package whose weights training begins with: a folder, a bucket address, or a name that comes with
+        cloudseg; it must have the same architecture. None: random weights.
     licence
         Terms of the weights.
     recipe
@@ -123,6 +126,7 @@ class TrainingConfig(FrozenModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     output: Annotated[str, Field(min_length=1)]
     checkpoint: Path
+    start_from: str | None = None
     licence: str
     recipe: str = ""
     patch_shape: Positive3 = (80, 80, 80)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from cloudseg.errors import ConflictError, SpecError
-from cloudseg.models.package import SPEC_NAME, ModelSpec, OpenObjects
+from cloudseg.models.package import SPEC_NAME, ModelSpec, OpenObjects, load_spec, load_weights
+from cloudseg.models.predict import set_weights
 from cloudseg.models.registry import build_network
 from cloudseg.training.blocks import MakePhantom, OpenVolume, load_block, patches_of, phantom_blocks
 from cloudseg.training.config import TrainingConfig
@@ -52,6 +53,8 @@ def fit(
     ------
     ConflictError
         If the output holds a package that this run did not begin, or the checkpoint is of another run.
+    ModelError
+        If the weights to start from belong to another architecture.
     SpecError
         If the data do not fit, or the loss runs away.
     """
@@ -71,8 +74,12 @@ def fit(
     )
     config.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.schedule.seed)
+    network = build_network(description)
+    if config.start_from is not None:
+        known = load_weights(config.start_from, load_spec(config.start_from, objects=objects), objects=objects)
+        set_weights(network, known, where=config.start_from)
     train(
-        build_network(description),
+        network,
         sampler,
         config.schedule,
         checkpoint=config.checkpoint,

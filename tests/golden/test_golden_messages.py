@@ -61,7 +61,8 @@ def test_the_golden_message_loads_and_is_still_what_we_write():
 @pytest.mark.parametrize(("name", "model"), [("receipt_1.json", Receipt), ("dead_letter_1.json", DeadLetter)])
 def test_golden_books_load_and_are_still_what_we_write(name: str, model: type[FrozenModel]):
     text = _wire(name)
-    assert json.loads(model.load(text, where=name).canonical_json()) == json.loads(text)
+    # As with tasks: fields may be added, with a default, and none is lost or changed.
+    assert json.loads(text).items() <= json.loads(model.load(text, where=name).canonical_json()).items()
 
 
 def test_the_address_of_the_queueable_function_has_not_moved():

@@ -135,6 +135,37 @@ def test_the_package_holds_the_averaged_weights_and_says_how_they_were_made(tmp_
     assert load_model(str(tmp_path / "package")).predict(np.zeros((1, 8, 8, 8), np.uint8)).shape[1] == 3
 
 
+def test_training_can_start_from_a_package(tmp_path, data):
+    first, _ = run(config(tmp_path, data))
+    before = load_weights(str(tmp_path / "package"), first)
+    new = {
+        "output": str(tmp_path / "more"),
+        "checkpoint": str(tmp_path / "more.ckpt"),
+        "start_from": str(tmp_path / "package"),
+    }
+    schedule = {"n_steps": 2, "learning_rate": 1e-9, "weight_decay": 0.0, "seed": 5}
+    second, _ = run(config(tmp_path, data, **new, schedule=schedule))
+    after = load_weights(new["output"], second)
+    kernels = [name for name, array in before.items() if array.ndim == 5]
+    assert kernels
+    for name in kernels:
+        np.testing.assert_allclose(after[name], before[name], atol=1e-6)
+
+
+def test_a_package_of_another_architecture_is_no_start(tmp_path, data):
+    run(config(tmp_path, data))
+    new = {
+        "output": str(tmp_path / "more"),
+        "checkpoint": str(tmp_path / "more.ckpt"),
+        "start_from": str(tmp_path / "package"),
+    }
+    wider = settings(tmp_path, data)["network"]
+    wider["arguments"] = wider["arguments"] | {"widths": [4, 8]}
+    with pytest.raises(ModelError, match="the architecture wants"):
+        run(config(tmp_path, data, **new, network=wider))
+    assert not (tmp_path / "more.ckpt").exists()
+
+
 def test_training_learns_the_phantom(tmp_path, data):
     schedule = {"n_steps": 60, "checkpoint_every": 60, "learning_rate": 0.01, "average_decay": 0.9}
     _, lines = run(config(tmp_path, data, schedule=schedule, validate_every=10))
@@ -273,8 +304,9 @@ def test_an_override_that_leads_nowhere_is_refused(repository, text, message):
         load_config(repository / "examples" / "train_fib25.toml", overrides=[text])
 
 
-def test_the_example_is_a_valid_training_file(repository, tmp_path):
-    loaded = load_config(repository / "examples" / "train_fib25.toml", overrides=["schedule.n_steps=7"])
+@pytest.mark.parametrize("name", ["train_fib25.toml", "train_fib25_second.toml"])
+def test_the_examples_are_valid_training_files(repository, tmp_path, name):
+    loaded = load_config(repository / "examples" / name, overrides=["schedule.n_steps=7"])
     assert loaded.schedule.n_steps == 7
     assert loaded.network.arguments.multiple == (8, 8, 8)
     with pytest.raises(NotFoundError, match="there is no training file"):
