@@ -76,7 +76,9 @@ def fit(
     torch.manual_seed(config.schedule.seed)
     network = build_network(description)
     if config.start_from is not None:
-        known = load_weights(config.start_from, load_spec(config.start_from, objects=objects), objects=objects)
+        known = load_weights(
+            config.start_from, load_spec(config.start_from, objects=objects), objects=objects
+        )
         set_weights(network, known, where=config.start_from)
     train(
         network,
