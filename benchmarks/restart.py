@@ -62,7 +62,7 @@ def main() -> None:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            wait_s = rng.uniform(0.1, 0.9) * whole_s / args.kills
+            wait_s = rng.uniform(0.1, 0.9) * whole_s
             try:
                 process.wait(wait_s)
             except subprocess.TimeoutExpired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -186,7 +187,10 @@ def sizes(labels: Ids) -> tuple[Ids, Counts]:
 def _face_weights(emphasis: int) -> tuple[Ids, Ids]:
     """``(256,)`` each: what a face of each affinity adds to ``total`` and to ``weight``; whole, so sums are exact."""
     affinity = np.arange(256, dtype=np.uint64)
-    weight = np.uint64(255) + np.uint64(emphasis) * affinity if emphasis else np.ones(256, np.uint64)
+    unit = math.gcd(
+        255, emphasis
+    )  # small weights keep the sums of large segments below 2**53, exact as floats too
+    weight = np.uint64(255 // unit) + np.uint64(emphasis // unit) * affinity
     return weight * affinity, weight
 
 
