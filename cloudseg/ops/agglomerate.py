@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cloudseg.errors import SpecError
-from cloudseg.ops.region_graph import RegionGraph
-from cloudseg.ops.remap import distinct, lookup
+from cloudseg.ops.absorb import absorb_complete
+from cloudseg.ops.region_graph import RegionGraph, Sizes
+from cloudseg.ops.remap import compose, distinct
 
 Ids = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -41,7 +42,7 @@ class Rule:
         voxels and both together more than ``guard_sum_vx``: two large neurons need better evidence than a twig does
         (abiss uses 0.35 * 255, 1e6, 1e7). ``guard_affinity`` = 0: no guard.
     min_size_vx
-        Segments under this size are small: their edges are kept for :func:`absorb_small`. 0: none is.
+        Segments under this size are small: :func:`cloudseg.ops.absorb.absorb_small` gives them away. 0: none is.
     """
 
     threshold: float
@@ -56,33 +57,6 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Numbers of voxels by id: ``ids`` sorted uint64, ``n`` int64."""
-
-    ids: Ids
-    n: Counts
-
-    @classmethod
-    def added(cls, parts: list[Sizes]) -> Sizes:
-        """Return the sums of ``parts`` by id."""
-        if not parts:
-            return cls(np.zeros(0, np.uint64), np.zeros(0, np.int64))
-        if len(parts) == 1:
-            return parts[0]
-        ids, at = np.unique(np.concatenate([p.ids for p in parts]), return_inverse=True)
-        n = np.zeros(len(ids), np.int64)
-        np.add.at(n, at, np.concatenate([p.n for p in parts]))
-        return cls(ids, n)
-
-    def of(self, ids: Ids) -> Counts:
-        """Return the size of each of ``ids``; 0 where unknown."""
-        if len(self.ids) == 0:
-            return np.zeros(len(ids), np.int64)
-        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        return np.where(self.ids[at] == ids, self.n[at], 0)
-
-
-@dataclass(frozen=True, slots=True)
 class Merged:
     """What one node of the octree decides, and what it passes up.
 
@@ -93,8 +67,8 @@ class Merged:
     residual
         Edges that a node above must decide: both ends frozen.
     small
-        Edges with an end that is, or may turn out, smaller than ``rule.min_size_vx``, and that no merge can change
-        any more except through their frozen end.
+        Edges with an end that is, or may turn out, smaller than ``rule.min_size_vx``, and that a node above must
+        absorb: the small segment, or one that hangs together with it through small ones, touches a frozen segment.
     sizes
         Sizes (so far) of the segments in ``residual`` and ``small``, and of the frozen ones.
     """
@@ -109,7 +83,7 @@ class Merged:
 def agglomerate(
     graph: RegionGraph, *, frozen: Ids, sizes: Sizes, rule: Rule, small: RegionGraph | None = None
 ) -> Merged:
-    """Merge what a node of the octree can decide.
+    """Merge what a node of the octree can decide, then give away the small segments that nothing outside can change.
 
     Parameters
     ----------
@@ -170,119 +144,20 @@ def agglomerate(
     kept_small = [edges.take(alive & ~both & may_be_small).in_order()]
     all_sizes = Sizes.added([Sizes(ids[~changed], segment_vx[~changed]), _others(sizes, known=ids)])
     if small is not None and small.n_edges:
-        renamed = _renamed(small, old, new)
+        renamed = small.renamed(old, new)
         size_u, size_v = all_sizes.of(renamed.u), all_sizes.of(renamed.v)
         kept_small.append(renamed.take((size_u < rule.min_size_vx) | (size_v < rule.min_size_vx)))
     small_out = kept_small[0] if len(kept_small) == 1 else RegionGraph.pooled(kept_small)
+    open_ids = np.union1d(ids[is_frozen & ~changed], frozen)
+    small_out, absorbed = absorb_complete(
+        small_out, open_ids=open_ids, sizes=all_sizes, min_size_vx=rule.min_size_vx
+    )
+    if len(absorbed[0]):
+        old, new = compose(old, new, *absorbed)
+        all_sizes = all_sizes.renamed(*absorbed)
     needed = distinct(np.concatenate([residual.u, residual.v, small_out.u, small_out.v, frozen]))
     present = needed[all_sizes.of(needed) > 0]
     return Merged(old, new, residual, small_out, Sizes(present, all_sizes.of(present)))
-
-
-def absorb_small(
-    small: RegionGraph, *, sizes: Sizes, min_size_vx: int, threshold: float = 0.0
-) -> tuple[Ids, Ids]:
-    """Give each small segment to the neighbour it is best connected to, round after round.
-
-    In a round each segment under ``min_size_vx`` picks the neighbour with the highest mean affinity (ties: the smaller
-    key); picks are joined, edges pooled, and what is still small picks again. The rule looks at the whole volume's
-    segments only, so it does not depend on tiling. Project-defined; zwatershed's clean-up has the same purpose.
-
-    Parameters
-    ----------
-    small
-        Every edge with a small end, between final segments.
-    sizes
-        Final sizes of every segment in ``small``.
-    min_size_vx
-        What counts as small.
-    threshold
-        Lowest mean affinity (0..255) across which a small segment may be given away.
-
-    Returns
-    -------
-    old, new
-        Renamed ids, sorted by ``old``; a joined segment is named by its smallest id.
-    """
-    ids = distinct(np.concatenate([small.u, small.v]))
-    name = np.arange(len(ids))
-    size = sizes.of(ids)
-    u, v = np.searchsorted(ids, small.u), np.searchsorted(ids, small.v)
-    graph = RegionGraph(
-        u.astype(np.uint64), v.astype(np.uint64), small.total, small.weight, small.key_u, small.key_v
-    )
-    while True:
-        usable = graph.total >= threshold * graph.weight
-        picks = _best_neighbours(graph.take(usable), size < min_size_vx)
-        if len(picks[0]) == 0:
-            break
-        root = _join_picks(len(ids), *picks)
-        name = root[name]
-        size = np.bincount(root, weights=size, minlength=len(ids)).astype(np.int64)
-        graph = _renamed(graph, np.arange(len(ids), dtype=np.uint64), root.astype(np.uint64))
-    changed = name != np.arange(len(ids))
-    return ids[changed], ids[name[changed]]
-
-
-def _best_neighbours(
-    graph: RegionGraph, is_small: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.int64], ...]:
-    """For each small segment with a neighbour: itself and the neighbour it picks."""
-    u, v = graph.u.astype(np.int64), graph.v.astype(np.int64)
-    best = _best_edges(u, v, graph.total / graph.weight, graph.key_u, graph.key_v, is_small)
-    small = np.flatnonzero(best >= 0)
-    edge = best[small]
-    return small, np.where(u[edge] == small, v[edge], u[edge])
-
-
-@numba.njit(cache=True)
-def _best_edges(u, v, mean, key_u, key_v, is_small):  # type: ignore[no-untyped-def]
-    """Edge with the highest mean (ties: the smaller key) of each small node; -1 where there is none."""
-    best = np.full(is_small.size, -1, np.int64)
-    for e in range(u.size):
-        for end in range(2):
-            node = u[e] if end == 0 else v[e]
-            if not is_small[node]:
-                continue
-            f = best[node]
-            if (
-                f < 0
-                or mean[e] > mean[f]
-                or (
-                    mean[e] == mean[f]
-                    and (key_u[e] < key_u[f] or (key_u[e] == key_u[f] and key_v[e] < key_v[f]))
-                )
-            ):
-                best[node] = e
-    return best
-
-
-@numba.njit(cache=True)
-def _join_picks(n, a, b):  # type: ignore[no-untyped-def]
-    parent = np.arange(n)
-    for k in range(a.size):
-        i, j = a[k], b[k]
-        while parent[i] != i:
-            i = parent[i]
-        while parent[j] != j:
-            j = parent[j]
-        if i < j:
-            parent[j] = i
-        else:
-            parent[i] = j
-    for i in range(n):
-        parent[i] = parent[parent[i]]
-    return parent
-
-
-def _renamed(graph: RegionGraph, old: Ids, new: Ids) -> RegionGraph:
-    """Rename both ends, drop edges that became loops, pool parallel ones."""
-    u, v = lookup(graph.u, old, new), lookup(graph.v, old, new)
-    apart = u != v
-    g = graph.take(apart)
-    return RegionGraph.of_pairs(
-        u=u[apart], v=v[apart], total=g.total, weight=g.weight, key_u=g.key_u, key_v=g.key_v
-    )
 
 
 def _others(sizes: Sizes, *, known: Ids) -> Sizes:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import Box
-from cloudseg.ops.remap import distinct
+from cloudseg.ops.remap import distinct, lookup
 
 Ids = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -90,6 +90,49 @@ class RegionGraph:
     def take(self, which: npt.NDArray[np.bool_]) -> RegionGraph:
         """Return the edges where ``which`` is True."""
         return RegionGraph(*(getattr(self, n)[which] for n in self.__dataclass_fields__))
+
+    def renamed(self, old: Ids, new: Ids) -> RegionGraph:
+        """Rename both ends, drop edges that became loops, pool parallel ones; ``old`` is sorted."""
+        u, v = lookup(self.u, old, new), lookup(self.v, old, new)
+        apart = u != v
+        g = self.take(apart)
+        return RegionGraph.of_pairs(
+            u=u[apart], v=v[apart], total=g.total, weight=g.weight, key_u=g.key_u, key_v=g.key_v
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Numbers of voxels by id: ``ids`` sorted uint64, ``n`` int64."""
+
+    ids: Ids
+    n: Counts
+
+    @classmethod
+    def added(cls, parts: list[Sizes]) -> Sizes:
+        """Return the sums of ``parts`` by id."""
+        if not parts:
+            return cls(np.zeros(0, np.uint64), np.zeros(0, np.int64))
+        if len(parts) == 1:
+            return parts[0]
+        ids, at = np.unique(np.concatenate([p.ids for p in parts]), return_inverse=True)
+        n = np.zeros(len(ids), np.int64)
+        np.add.at(n, at, np.concatenate([p.n for p in parts]))
+        return cls(ids, n)
+
+    def renamed(self, old: Ids, new: Ids) -> Sizes:
+        """Return the sizes after ``old[i]`` became ``new[i]``."""
+        ids, at = np.unique(lookup(self.ids, old, new), return_inverse=True)
+        n = np.zeros(len(ids), np.int64)
+        np.add.at(n, at, self.n)
+        return Sizes(ids, n)
+
+    def of(self, ids: Ids) -> Counts:
+        """Return the size of each of ``ids``; 0 where unknown."""
+        if len(self.ids) == 0:
+            return np.zeros(len(ids), np.int64)
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[at] == ids, self.n[at], 0)
 
 
 def region_graph(

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cloudseg.geometry import Box
-from cloudseg.ops.agglomerate import Rule, Sizes, absorb_small, agglomerate
-from cloudseg.ops.region_graph import region_graph, sizes
-from cloudseg.ops.remap import compose, remap
+from cloudseg.ops.agglomerate import Rule, agglomerate
+from cloudseg.ops.region_graph import Sizes, region_graph, sizes
+from cloudseg.ops.remap import remap
 from cloudseg.ops.watershed import supervoxels
 
 Ids = npt.NDArray[np.uint64]
@@ -55,9 +55,4 @@ def segment(
     graph = region_graph(labels, affinities, core=box, bounds=box, emphasis=emphasis)
     n_voxels = Sizes(*sizes(labels)) if rule.min_size_vx or rule.guard_affinity else Sizes.added([])
     merged = agglomerate(graph, frozen=np.zeros(0, np.uint64), sizes=n_voxels, rule=rule)
-    old, new = merged.old, merged.new
-    if rule.min_size_vx:
-        old, new = compose(
-            old, new, *absorb_small(merged.small, sizes=merged.sizes, min_size_vx=rule.min_size_vx)
-        )
-    return Segmented(labels, remap(labels, old, new))
+    return Segmented(labels, remap(labels, merged.old, merged.new))

@@ -134,7 +134,7 @@ class RegionGraphTask(BlockTask):
 
 
 class AgglomerateTask(Task):
-    """Decide one node of the octree: merge, pass up, and at the root give small segments away."""
+    """Decide one node of the octree: merge, give small segments away, pass up what others must decide."""
 
     kind: Literal["agglomerate/1"] = "agglomerate/1"
     graph_uri: str
@@ -145,8 +145,8 @@ class AgglomerateTask(Task):
 
     def run(self, ctx: Context) -> None:
         """Add up what the children pass, agglomerate, store decisions and the rest."""
-        from cloudseg.ops.agglomerate import Rule, Sizes, absorb_small, agglomerate
-        from cloudseg.ops.region_graph import RegionGraph
+        from cloudseg.ops.agglomerate import Rule, agglomerate
+        from cloudseg.ops.region_graph import RegionGraph, Sizes
 
         objects = ctx.open_objects(self.graph_uri)
         edges, small, sizes, face_parts = [], [], [], []
@@ -171,11 +171,7 @@ class AgglomerateTask(Task):
         with ctx.step("write"):
             place = f"level{self.level}/{block_name(self.node)}"
             put_table(objects, f"{place}/merged.parquet", {"old": merged.old, "new": merged.new})
-            if self.level + 1 == self.tree.n_levels:
-                absorbed = absorb_small(merged.small, sizes=merged.sizes, min_size_vx=self.rule.min_size_vx)
-                put_table(objects, "absorbed.parquet", {"old": absorbed[0], "new": absorbed[1]})
-                ctx.count(absorbed=len(absorbed[0]))
-            else:
+            if self.level + 1 < self.tree.n_levels:
                 pairs = np.unique(np.stack([faces["face"].astype(np.uint64), faces["id"]]), axis=1)
                 put_table(
                     objects, f"{place}/faces.parquet", {"face": pairs[0].astype(np.int8), "id": pairs[1]}
@@ -228,7 +224,9 @@ class ResolveTask(Task):
         x, y, z = (i // self.tree.fanout for i in self.node)
         above = get_table(objects, _answer_key(self.tree, self.level + 1, (x, y, z)))
         edges = get_table(objects, f"{place}/edges.parquet")
-        passed = np.concatenate([get_table(objects, f"{place}/faces.parquet")["id"], edges["u"], edges["v"]])
+        small = get_table(objects, f"{place}/small.parquet")
+        faces = get_table(objects, f"{place}/faces.parquet")
+        passed = np.concatenate([faces["id"], edges["u"], edges["v"], small["u"], small["v"]])
         known = np.isin(above["old"], passed)
         old, new = compose(merged["old"], merged["new"], above["old"][known], above["new"][known])
         put_table(objects, f"{place}/resolved.parquet", {"old": old, "new": new})
@@ -254,7 +252,7 @@ class RelabelTask(BlockTask):
             src_uri=self.supervoxels_uri,
             dst_uri=self.segmentation_uri,
             tables_uri=self.graph_uri,
-            tables=[_answer_key(self.tree, 0, (x, y, z)), "absorbed.parquet"],
+            tables=[_answer_key(self.tree, 0, (x, y, z))],
         )
 
 

@@ -9,8 +9,8 @@ from collections import defaultdict
 import numpy as np
 
 from cloudseg.geometry import Box
-from cloudseg.ops.agglomerate import Merged, Rule, Sizes, absorb_small, agglomerate
-from cloudseg.ops.region_graph import RegionGraph, face_ids, region_graph, sizes
+from cloudseg.ops.agglomerate import Merged, Rule, agglomerate
+from cloudseg.ops.region_graph import RegionGraph, Sizes, face_ids, region_graph, sizes
 from cloudseg.ops.remap import lookup, remap
 from cloudseg.ops.union_find import components
 from cloudseg.ops.watershed import halo_of, mask_halo_of, supervoxels
@@ -121,18 +121,13 @@ def blockwise(
         }
         step *= fanout
     root = next(iter(decided.values()))
-    assert root.residual.n_edges == 0
+    assert root.residual.n_edges == root.small.n_edges == 0
     final = np.zeros(bounds.shape, np.uint64, order="F")
-    absorbed = (
-        absorb_small(root.small, sizes=root.sizes, min_size_vx=rule.min_size_vx) if rule.min_size_vx else None
-    )
     for key, core in blocks.items():
         at = core.slices_in(bounds)
         ids = np.unique(names[at])
         to = ids
         for depth, tables in enumerate(remaps):
             to = lookup(to, *tables[tuple(k // fanout**depth for k in key)])
-        if absorbed is not None:
-            to = lookup(to, *absorbed)
         final[at] = remap(np.asfortranarray(names[at]), ids, to)
     return names, final, pooled
