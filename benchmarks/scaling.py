@@ -1,7 +1,7 @@
 """Measure what a second worker gains, and whether a worker's peak memory depends on the size of the volume.
 
 The example pipeline runs on a cube with one one-thread worker and with two, and with one on a cube of half the edge,
-always with the same blocks (FIB-25, continued by mirroring). Seconds of a step are from its first task's start to its
+always with the same blocks of 128^3 (FIB-25, continued by mirroring). Seconds of a step are from its first task's start to its
 last task's end; "whole command" also holds starting the processes. Peaks are the receipts' (resident memory while a
 task ran).
 
@@ -29,7 +29,7 @@ def run(image_uri: str, root: Path, *, workers: int) -> tuple[dict[str, list[Rec
     started = time.monotonic()
     cloudseg(
         "run", str(EXAMPLE), "--workers", str(workers), "--set", f"image={image_uri}",
-        "--set", f"root=file://{root}",
+        "--set", f"root=file://{root}", "--set", "affinities.block_shape=[128,128,128]",
     )  # fmt: skip
     wall_s = time.monotonic() - started
     objects = open_objects(f"file://{root}")
