@@ -1,9 +1,9 @@
 """Measure what a second worker gains, and whether a worker's peak memory depends on the size of the volume.
 
 The example pipeline runs on a cube with one one-thread worker and with two, and with one on a cube of half the edge,
-always with the same blocks of 128^3 (FIB-25, continued by mirroring). Seconds of a step are from its first task's start to its
-last task's end; "whole command" also holds starting the processes. Peaks are the receipts' (resident memory while a
-task ran).
+always with the same blocks of 128^3 (FIB-25, continued by mirroring). Seconds of a stage are from its first task's
+start to its last task's end; "whole command" also holds starting the processes. Peaks are the receipts' (resident
+memory while a task ran).
 
 Usage: python benchmarks/scaling.py [--data $CLOUDSEG_DATA] [--edge 500]
 """
