@@ -17,6 +17,7 @@ from typing import Any
 from cloudseg.tasking.envelope import Envelope
 from cloudseg.tasking.receipts import Receipt, Receipts
 from cloudseg.tasking.task import Context, Task
+from cloudseg.volumes.claims import new_owner
 
 # The libraries whose version may change a result.
 VERSIONED = ("cloudseg", "cloud-volume", "igneous-pipeline", "numba", "numpy", "tensorstore", "torch")
@@ -82,6 +83,7 @@ def run_or_skip(
     started, clock = datetime.now(UTC), time.monotonic()
     task.run(books)
     receipt = Receipt(
+        owner=new_owner(),
         task_id=envelope.task_id,
         kind=envelope.kind,
         step=envelope.step,
