@@ -206,7 +206,8 @@ def _raise(error: Exception, uri: str, doing: str) -> Never:
         raise TransientStorageError(
             f"cannot {doing} {uri} just now, a second try may work: {detail}"
         ) from error
-    if code in _CORRUPT and doing == "read":
+    # Where the damage is in the index of a shard, tensorstore leaves the code out.
+    if doing == "read" and (code in _CORRUPT or (not code and "Error decoding" in detail)):
         raise CorruptDataError(
             f"what is stored at {uri} is damaged: {detail}; write it again, or remove it and run the tasks that made it"
         ) from error

@@ -19,7 +19,7 @@ from cloudseg.volumes import checked as checked_module
 from cloudseg.volumes import checked_chunks as chunks_module
 from cloudseg.volumes.addresses import Address
 from cloudseg.volumes.digests import stored_digest
-from cloudseg.volumes.kvstore import kvstore_spec, open_kvstore, renew_context
+from cloudseg.volumes.kvstore import kvstore_spec, open_kvstore, renew_context, translated
 from cloudseg.volumes.tables import get_table, put_table
 
 pytestmark = pytest.mark.faults
@@ -104,6 +104,12 @@ def test_wrong_bytes_are_read_again_and_never_given_out(bucket, kind):
                 got = open_volume(uri).read(box)
                 np.testing.assert_array_equal(got, expected[box.slices_in(BOUNDS)], err_msg=name)
                 assert front.faults[1].times == 0, f"nothing was {name}"
+
+
+def test_a_damaged_index_of_a_shard_is_damage_although_the_error_has_no_code():
+    text = "Error reading chunk 1 in minishard 0 in gs://b/v/0.shard: Error decoding existing minishard index"
+    with pytest.raises(CorruptDataError, match="minishard index"), translated("gs://b/v", "read"):
+        raise ValueError(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
