@@ -74,9 +74,8 @@ def main() -> None:
     small, _ = runs[args.edge // 2, 1]
     one, one_s = runs[args.edge, 1]
     two, two_s = runs[args.edge, 2]
-    seconds = [
-        (stage, span_s(receipts), span_s(by_stage(two)[stage])) for stage, receipts in by_stage(one).items()
-    ]
+    alone, shared = by_stage(one), by_stage(two)
+    seconds = [(stage, span_s(alone[stage]), span_s(shared[stage])) for stage in alone]
     print_table(
         f"seconds with one-thread workers, {args.edge}^3",
         ("stage", "1 worker", "2 workers", "ratio"),

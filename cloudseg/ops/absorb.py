@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cloudseg.ops.region_graph import RegionGraph, Sizes
 from cloudseg.ops.remap import distinct
+from cloudseg.ops.union_find import roots
 
 Ids = npt.NDArray[np.uint64]
 
@@ -27,7 +28,7 @@ def absorb_complete(
     is_open = np.isin(ids, open_ids)
     is_small = ~is_open & (sizes.of(ids) < min_size_vx)
     touching = is_small[u] & is_small[v]
-    group = _join_picks(len(ids), u[touching], v[touching])
+    group = roots(len(ids), u[touching], v[touching])
     must_wait = np.zeros(len(ids), np.bool_)
     must_wait[group[u[is_small[u] & is_open[v]]]] = True
     must_wait[group[v[is_small[v] & is_open[u]]]] = True
@@ -74,7 +75,7 @@ def absorb_small(
         picks = _best_neighbours(graph.take(usable), size < min_size_vx)
         if len(picks[0]) == 0:
             break
-        root = _join_picks(len(ids), *picks)
+        root = roots(len(ids), *picks)
         name = root[name]
         size = np.bincount(root, weights=size, minlength=len(ids)).astype(np.int64)
         graph = graph.renamed(np.arange(len(ids), dtype=np.uint64), root.astype(np.uint64))
@@ -113,21 +114,3 @@ def _best_edges(u, v, mean, key_u, key_v, is_small):  # type: ignore[no-untyped-
             ):
                 best[node] = e
     return best
-
-
-@numba.njit(cache=True)
-def _join_picks(n, a, b):  # type: ignore[no-untyped-def]
-    parent = np.arange(n)
-    for k in range(a.size):
-        i, j = a[k], b[k]
-        while parent[i] != i:
-            i = parent[i]
-        while parent[j] != j:
-            j = parent[j]
-        if i < j:
-            parent[j] = i
-        else:
-            parent[i] = j
-    for i in range(n):
-        parent[i] = parent[parent[i]]
-    return parent

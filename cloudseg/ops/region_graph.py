@@ -115,17 +115,18 @@ class Sizes:
             return cls(np.zeros(0, np.uint64), np.zeros(0, np.int64))
         if len(parts) == 1:
             return parts[0]
-        ids, at = np.unique(np.concatenate([p.ids for p in parts]), return_inverse=True)
-        n = np.zeros(len(ids), np.int64)
-        np.add.at(n, at, np.concatenate([p.n for p in parts]))
-        return cls(ids, n)
+        return cls._summed(np.concatenate([p.ids for p in parts]), np.concatenate([p.n for p in parts]))
 
     def renamed(self, old: Ids, new: Ids) -> Sizes:
         """Return the sizes after ``old[i]`` became ``new[i]``."""
-        ids, at = np.unique(lookup(self.ids, old, new), return_inverse=True)
-        n = np.zeros(len(ids), np.int64)
-        np.add.at(n, at, self.n)
-        return Sizes(ids, n)
+        return self._summed(lookup(self.ids, old, new), self.n)
+
+    @classmethod
+    def _summed(cls, ids: Ids, n: Counts) -> Self:
+        different, at = np.unique(ids, return_inverse=True)
+        total = np.zeros(len(different), np.int64)
+        np.add.at(total, at, n)
+        return cls(different, total)
 
     def of(self, ids: Ids) -> Counts:
         """Return the size of each of ``ids``; 0 where unknown."""
@@ -230,9 +231,8 @@ def sizes(labels: Ids) -> tuple[Ids, Counts]:
 def _face_weights(emphasis: int) -> tuple[Ids, Ids]:
     """``(256,)`` each: what a face of each affinity adds to ``total`` and to ``weight``; whole, so sums are exact."""
     affinity = np.arange(256, dtype=np.uint64)
-    unit = math.gcd(
-        255, emphasis
-    )  # small weights keep the sums of large segments below 2**53, exact as floats too
+    # Small weights keep the sums of large segments below 2**53, where floats are exact too.
+    unit = math.gcd(255, emphasis)
     weight = np.uint64(255 // unit) + np.uint64(emphasis // unit) * affinity
     return weight * affinity, weight
 

@@ -24,9 +24,15 @@ def components(a: Ids, b: Ids) -> tuple[Ids, Ids]:
     """
     ids, ends = np.unique(np.concatenate([a, b]), return_inverse=True)
     n = len(a)
-    root = _roots(len(ids), ends[:n].astype(np.int64), ends[n:].astype(np.int64))
+    root = roots(len(ids), ends[:n].astype(np.int64), ends[n:].astype(np.int64))
     changed = root != np.arange(len(ids))
     return ids[changed], ids[root[changed]]
+
+
+def roots(n: int, a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return, for each of ``n`` places, the smallest place that the pairs ``a[k] - b[k]`` join it with."""
+    joined: npt.NDArray[np.int64] = _roots(n, a, b)
+    return joined
 
 
 @numba.njit(cache=True)
