@@ -83,10 +83,11 @@ def main() -> None:
     )
     peaks = [(step, peak_mb(small[step]), peak_mb(one[step])) for step in one if step in small]
     peaks.append(("highest", max(p for _, p, _ in peaks), max(map(peak_mb, one.values()))))
+    only_large = [(step, "", f"{peak_mb(one[step]):.0f}", "") for step in one if step not in small]
     print_table(
         "peak worker memory, MB",
         ("step", f"{args.edge // 2}^3", f"{args.edge}^3", "ratio"),
-        [(name, f"{a:.0f}", f"{b:.0f}", f"{b / a:.2f}") for name, a, b in peaks],
+        [*only_large, *((name, f"{a:.0f}", f"{b:.0f}", f"{b / a:.2f}") for name, a, b in peaks)],
     )
 
 
