@@ -81,7 +81,10 @@ class Front:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def fault_for(self, line: str) -> Fault | None:
-        """Note a request and return what shall go wrong with it."""
+        """Note a request and return what shall go wrong with it.
+
+        ``line`` is ``METHOD path?query``, and for requests of SQS the operation after it.
+        """
         with self.lock:
             self.requests.append(line)
             for fault in self.faults:
@@ -91,19 +94,27 @@ class Front:
                     return fault
         return None
 
+    def rewritten(self, line: str, body: bytes) -> bytes:  # noqa: ARG002 - for subclasses
+        """Return the body that is forwarded in place of ``body``."""
+        return body
+
+    def answered(self, line: str, fault: Fault, status: int, data: bytes) -> tuple[int, bytes]:  # noqa: ARG002
+        """Return what the client gets in place of the server's answer; ``fault`` still happens to it."""
+        return status, data
+
 
 @contextmanager
-def front(upstream: str) -> Iterator[Front]:
-    """Run a front before the server at ``upstream``, e.g. ``http://127.0.0.1:4443``."""
-    made = Front()
+def front(upstream: str, made: Front | None = None) -> Iterator[Front]:
+    """Run a front, or the one that was ``made`` for it, before the server at ``upstream``."""
+    used = made or Front()
 
     class Handler(_FrontHandler):
-        state = made
+        state = used
         host = urlsplit(upstream).netloc
 
     with serving(Handler) as port:
-        made.url = f"http://127.0.0.1:{port}"
-        yield made
+        used.url = f"http://127.0.0.1:{port}"
+        yield used
 
 
 @contextmanager
@@ -151,13 +162,16 @@ class _FrontHandler(BaseHTTPRequestHandler):
     def do_any(self) -> None:
         """Answer a request of any method."""
         body = self._body()
-        fault = self.state.fault_for(f"{self.command} {unquote(self.path)}") or Fault("")
+        operation = self.headers.get("X-Amz-Target", "").replace("AmazonSQS.", " ")
+        line = f"{self.command} {unquote(self.path)}{operation}"
+        fault = self.state.fault_for(line) or Fault("")
         if fault.cut == "before":
             self._cut()
             return
         if fault.status:
             self._answer(fault.status, [("Content-Type", "application/json")], _error("injected"), Fault(""))
             return
+        body = self.state.rewritten(line, body)
         path, headers = self.path, {name.title(): value for name, value in self.headers.items()}
         if self.command == "POST" and "uploadType=media" in path:
             path, headers, body = _as_multipart(path, headers, body)
@@ -168,6 +182,7 @@ class _FrontHandler(BaseHTTPRequestHandler):
                 status, reply, data = self._delete_if_unchanged(path, headers)
         else:
             status, reply, data = self._forward(self.command, path, headers, body)
+        status, data = self.state.answered(line, fault, status, data)
         if fault.cut == "after":
             self._cut()
             return
