@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pydantic import AwareDatetime
 
 from cloudseg.errors import ConflictError, NotFoundError
-from cloudseg.pipelines.compaction import Books
 from cloudseg.pipelines.plan import PipelinePlan, PlanRecord, digest_of, record
 from cloudseg.pipelines.spec import PipelineSpec, differing_keys, parse_spec
 from cloudseg.specs import FrozenModel
+from cloudseg.tasking.receipts import Receipts
 from cloudseg.tasking.steps import Step
 from cloudseg.tasking.task import Task
 from cloudseg.volumes.objects import Objects
@@ -175,7 +175,7 @@ def survey(step: Step, objects: Objects, *, digest: str | None = None) -> StepSt
     ConflictError
         If the step now expands to other tasks than it was planned with.
     """
-    books = Books(objects, step.name)
+    books = Receipts(objects, step.name)
     done = books.done()
     dead = frozenset(letter.task_id for letter in books.dead())
     n_done, found_dead = 0, set()
@@ -197,14 +197,14 @@ def survey(step: Step, objects: Objects, *, digest: str | None = None) -> StepSt
 
 def missing(step: Step, objects: Objects) -> Iterator[Task]:
     """Yield the tasks of a step that have neither a receipt nor a dead letter, lazily."""
-    books = Books(objects, step.name)
+    books = Receipts(objects, step.name)
     settled = books.done() | {letter.task_id for letter in books.dead()}
     return (task for task in step.tasks() if task.id not in settled)
 
 
 def count_settled(step_name: str, objects: Objects) -> tuple[int, int]:
     """Return how many receipts and how many dead letters a step has, by listing and by reading segments."""
-    n_done = Books(objects, step_name).n_done()
+    n_done = Receipts(objects, step_name).n_done()
     n_dead = sum(1 for _ in objects.list(f"pipeline/dead/{step_name}/"))
     return n_done, n_dead
 

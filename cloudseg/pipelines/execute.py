@@ -194,10 +194,7 @@ class _Run:
         if state.dead:
             raise TaskFailedError(self._explain_dead(step.name, state))
         summary = write_summary(step.name, self.objects, n_tasks=state.n_tasks)
-        # A message that is delivered once more must find its receipt: only a queue that surely has none left
-        # lets the single receipts go. The others are folded too, and go when a later run finds it empty.
-        drained = not self.queue.counts().approximate and self.queue.is_empty()
-        fold(step.name, self.objects, remove=drained)
+        fold(step.name, self.objects)
         return summary
 
     def _fill_and_wait(self, step: Step) -> advance.StepState:

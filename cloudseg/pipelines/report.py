@@ -11,10 +11,9 @@ from pydantic import AwareDatetime, Field
 
 from cloudseg.errors import NotFoundError
 from cloudseg.pipelines import advance
-from cloudseg.pipelines.compaction import Books
 from cloudseg.pipelines.plan import PlanRecord
 from cloudseg.specs import FrozenModel
-from cloudseg.tasking.receipts import DeadLetter, Receipt
+from cloudseg.tasking.receipts import DeadLetter, Receipt, Receipts
 from cloudseg.volumes.objects import Objects
 
 # Enough for a mean that people read; a listing tells the rest.
@@ -120,7 +119,7 @@ def write_summary(step: str, objects: Objects, *, n_tasks: int) -> Summary:
     stored = read_summary(step, objects)
     if stored is not None and stored.n_tasks == n_tasks:
         return stored
-    made = summarise(Books(objects, step).all())
+    made = summarise(Receipts(objects, step).all())
     objects.put(_summary_key(step), made.canonical_json().encode())
     return made
 
@@ -135,7 +134,7 @@ def read_summary(step: str, objects: Objects) -> Summary | None:
 
 def voxels_per_task(step: str, objects: Objects) -> float:
     """Return how many voxels a task of ``step`` covers, from a few receipts."""
-    few = list(_sampled(Books(objects, step), N_VOXEL_SAMPLES))
+    few = list(_sampled(Receipts(objects, step), N_VOXEL_SAMPLES))
     return sum(r.counters.get("voxels", 0) for r in few) / len(few) if few else 0.0
 
 
@@ -226,7 +225,7 @@ def status(objects: Objects) -> RunStatus:
         )
     steps = []
     for stage, step in record.steps():
-        books = Books(objects, step.name)
+        books = Receipts(objects, step.name)
         n_done, n_dead = advance.count_settled(step.name, objects)
         stored = read_summary(step.name, objects)
         steps.append(
@@ -250,7 +249,7 @@ def last_line(letter: DeadLetter) -> str:
     return lines[-1].strip() if lines else letter.reason
 
 
-def _sampled(books: Books, n_wanted: int) -> Iterator[Receipt]:
+def _sampled(books: Receipts, n_wanted: int) -> Iterator[Receipt]:
     """Yield up to ``n_wanted`` receipts, evenly spread over the ids (which are digests, so over the step)."""
     ids = sorted(books.done())
     every = max(1, -(-len(ids) // n_wanted))

@@ -3,13 +3,14 @@
 Keys under the pipeline's root::
 
     pipeline/receipts/<step>/<task id>.json          written once, after the task's outputs
+    pipeline/receipts/<step>/compacted/...           many of them folded into one object, in large steps that are done
     pipeline/errors/<step>/<task id>/<attempt>.txt   the traceback of one attempt
     pipeline/dead/<step>/<task id>.json              a task that gave up: reason, traceback, envelope
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -19,6 +20,7 @@ from pydantic import AwareDatetime, Field, NonNegativeInt, PositiveInt
 from cloudseg.errors import CorruptDataError, NotFoundError, SpecError
 from cloudseg.specs import FrozenModel
 from cloudseg.tasking.envelope import Envelope
+from cloudseg.tasking.segments import Segments, id_of
 from cloudseg.volumes.claims import claim, new_owner
 from cloudseg.volumes.objects import Objects
 
@@ -100,7 +102,7 @@ class DeadLetter(FrozenModel):
 
 
 class Receipts:
-    """The books of one step.
+    """The books of one step, wherever its receipts lie: on their own, or folded into segments.
 
     Parameters
     ----------
@@ -116,6 +118,7 @@ class Receipts:
         self._receipts = f"pipeline/receipts/{step}/"
         self._errors = f"pipeline/errors/{step}/"
         self._dead = f"pipeline/dead/{step}/"
+        self.segments = Segments(objects, self._receipts)
 
     def write(self, receipt: Receipt) -> bool:
         """Store ``receipt`` unless the task has one; True for the one finisher who stored it.
@@ -145,15 +148,59 @@ class Receipts:
         CorruptDataError
             If an object lies there that is no receipt.
         """
-        return self._load(Receipt, f"{self._receipts}{task_id}.json")
+        # The single one first: it goes only after a segment has it, so one that is folded meanwhile is found there.
+        receipt = self.single(task_id)
+        if receipt is not None:
+            return receipt
+        folded = self.segments.find(task_id)
+        return _parse(folded[0], where=folded[1]) if folded else None
 
     def done(self) -> set[str]:
-        """Return the ids of all finished tasks, by listing alone."""
-        return set(self._ids(self._receipts))
+        """Return the ids of all finished tasks; single receipts are only listed."""
+        # The singles first, for the same reason: one is then seen twice, rather than never.
+        found = set(self._ids(self._receipts))
+        found.update(self.segments.ids())
+        return found
+
+    def n_done(self) -> int:
+        """Return how many tasks have finished; while nothing is folded, by listing alone."""
+        if not self.segments.list():
+            return sum(1 for _ in self._ids(self._receipts))
+        return len(self.done())
 
     def all(self) -> Iterator[Receipt]:
-        """Yield every receipt, sorted by task id."""
-        return self._load_all(Receipt, self._receipts)
+        """Yield every receipt once: those in segments, then the single ones, each sorted by task id."""
+        singles = self.single_ids()
+        segments = self.segments.list()
+        if not segments:
+            yield from self.singles(singles)
+            return
+        seen: set[str] = set()
+        for segment in segments:
+            for line in self.segments.lines(segment):
+                task_id = id_of(line)
+                if task_id not in seen:
+                    seen.add(task_id)
+                    yield _parse(line, where=segment.key)
+        yield from self.singles(task_id for task_id in singles if task_id not in seen)
+
+    def single(self, task_id: str) -> Receipt | None:
+        """Return the receipt of ``task_id`` if it lies on its own."""
+        return self._load(Receipt, f"{self._receipts}{task_id}.json")
+
+    def single_ids(self) -> list[str]:
+        """Return the ids of the receipts that lie on their own, sorted."""
+        return list(self._ids(self._receipts))
+
+    def singles(self, ids: Iterable[str]) -> Iterator[Receipt]:
+        """Yield receipts that lie on their own, in the order of ``ids``; those that are gone are left out."""
+        return self._load_all(Receipt, self._receipts, iter(ids))
+
+    def remove_singles(self, ids: Iterable[str]) -> None:
+        """Remove single receipts; they must lie in segments."""
+        with ThreadPoolExecutor(N_READERS) as writers:
+            for _ in writers.map(lambda i: self._objects.delete(f"{self._receipts}{i}.json"), ids):
+                pass
 
     def write_error(self, task_id: str, attempt: int, text: str) -> None:
         """Store why an attempt failed: a traceback, or what was seen of a process that vanished."""
@@ -181,7 +228,8 @@ class Receipts:
         if not any(True for _ in self._ids(self._dead)):
             return
         done = self.done()
-        yield from (letter for letter in self._load_all(DeadLetter, self._dead) if letter.task_id not in done)
+        letters = self._load_all(DeadLetter, self._dead, self._ids(self._dead))
+        yield from (letter for letter in letters if letter.task_id not in done)
 
     def clear_dead(self) -> int:
         """Remove all dead letters of the step, so that its tasks may be queued again; return how many."""
@@ -195,8 +243,7 @@ class Receipts:
             if key.endswith(".json"):
                 yield key.rpartition("/")[2].removesuffix(".json")
 
-    def _load_all(self, model: type[Model], prefix: str) -> Iterator[Model]:
-        ids = self._ids(prefix)
+    def _load_all(self, model: type[Model], prefix: str, ids: Iterator[str]) -> Iterator[Model]:
         with ThreadPoolExecutor(N_READERS) as readers:
             while window := list(islice(ids, WINDOW)):
                 for found in readers.map(lambda i: self._load(model, f"{prefix}{i}.json"), window):
@@ -214,3 +261,10 @@ class Receipts:
             raise CorruptDataError(
                 f"{error}; delete {key} under {self._objects.uri} to have the task run again"
             ) from error
+
+
+def _parse(line: bytes, *, where: str) -> Receipt:
+    try:
+        return Receipt.load(line, where=where)
+    except SpecError as error:
+        raise CorruptDataError(f"{error}; {where} was written by another version of cloudseg") from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,15 +15,17 @@ import pytest
 from cloudseg.errors import CorruptDataError
 from cloudseg.geometry import Box
 from cloudseg.pipelines import advance
-from cloudseg.pipelines.compaction import Books, fold
+from cloudseg.pipelines.compaction import fold
 from cloudseg.pipelines.plan import plan
 from cloudseg.pipelines.report import summarise
-from cloudseg.pipelines.spec import load_spec
+from cloudseg.pipelines.spec import load_spec, read_spec
 from cloudseg.tasking.envelope import Envelope
 from cloudseg.tasking.queue import open_queue
 from cloudseg.tasking.receipts import Receipt, Receipts
+from cloudseg.tasking.run_task import default_context, run_or_skip
 from cloudseg.tasking.steps import Step
 from cloudseg.tasking.task import Task
+from cloudseg.tasking.worker import WorkerOptions, work
 from cloudseg.volumes import VolumeInfo, create_volume
 from cloudseg.volumes.memory import MemoryObjects, clear_memory
 
@@ -112,6 +115,31 @@ class FailingObjects(MemoryObjects):
             return bool(done)
 
 
+class CountingObjects(MemoryObjects):
+    """Objects that know what they were asked."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self._asked: Counter[str] = Counter()
+
+    def n_requests(self) -> dict[str, int]:
+        """Return the requests since the last look."""
+        asked, self._asked = self._asked, Counter()
+        return dict(asked)
+
+    def get(self, key: str) -> bytes:
+        self._asked["get"] += 1
+        return super().get(key)
+
+    def exists(self, key: str) -> bool:
+        self._asked["exists"] += 1
+        return super().exists(key)
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        self._asked["list"] += 1
+        return super().list(prefix)
+
+
 def receipt(number: int) -> Receipt:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     return Receipt(
@@ -124,9 +152,9 @@ def receipt(number: int) -> Receipt:
     )
 
 
-def with_receipts(uri: str, numbers: range) -> Books:
+def with_receipts(uri: str, numbers: range) -> Receipts:
     clear_memory(uri)
-    books = Books(MemoryObjects(uri), "s")
+    books = Receipts(MemoryObjects(uri), "s")
     for number in numbers:
         assert books.write(receipt(number))
     return books
@@ -143,7 +171,7 @@ def test_receipts_are_folded_exactly_once_wherever_the_process_is_killed(after: 
         quiet = list(books.all())
         failing = FailingObjects(uri, kill_at=kill_at, after=after)
         try:
-            fold("s", failing, remove=True, fold_from=10, segment_receipts=5)
+            fold("s", failing, fold_from=10, segment_receipts=5)
         except Killed:
             n_killed += 1
         else:
@@ -152,10 +180,10 @@ def test_receipts_are_folded_exactly_once_wherever_the_process_is_killed(after: 
         assert books.done() == {r.task_id for r in quiet}
         assert advance.count_settled("s", MemoryObjects(uri)) == (23, 0)
         assert summarise(books.all()) == summarise(quiet)
-        fold("s", MemoryObjects(uri), remove=True, fold_from=10, segment_receipts=5)
+        fold("s", MemoryObjects(uri), fold_from=10, segment_receipts=5)
         assert books.single_ids() == []
         assert sorted(books.all(), key=lambda r: r.task_id) == quiet
-    assert n_killed == 5 + 23  # five segments, then the receipts in them
+    assert n_killed == 5 + 1 + 23  # five segments, their mark, then the receipts in them
     assert list(books.all()) == quiet
     assert [books.get(r.task_id) for r in quiet[::7]] == quiet[::7]
     assert books.get("0" * 31 + "z") is None
@@ -165,32 +193,70 @@ def test_a_receipt_that_comes_once_more_does_not_count_and_a_late_one_does() -> 
     uri = "memory://late"
     books = with_receipts(uri, range(12))
     quiet = list(books.all())
-    fold("s", MemoryObjects(uri), remove=True, fold_from=10)
+    fold("s", MemoryObjects(uri), fold_from=10)
     again = quiet[3].model_copy(update={"counters": {"voxels": 10**6}, "owner": "a straggler"})
     assert Receipts(MemoryObjects(uri), "s").write(again)
     assert books.write(receipt(500))
     assert books.n_done() == 13
-    assert books.get(again.task_id) == quiet[3]
     assert sum(r.counters["voxels"] for r in books.all()) == sum(range(12)) + 500
-    assert fold("s", MemoryObjects(uri), remove=True, fold_from=10) == 1
+    assert fold("s", MemoryObjects(uri), fold_from=10) == 1
     assert books.single_ids() == []
+    assert books.get(again.task_id) == quiet[3]
     assert books.n_done() == 13
 
 
 def test_folded_receipts_are_read_in_a_few_requests_and_a_damaged_segment_is_no_proof() -> None:
     uri = "memory://few"
     books = with_receipts(uri, range(600))
-    fold("s", MemoryObjects(uri), remove=False, fold_from=10, segment_receipts=200)
-    assert len(books.single_ids()) == 600  # a queue may deliver these tasks once more: their receipts stay
+    assert fold("s", MemoryObjects(uri), fold_from=10, segment_receipts=200) == 600
+    assert books.single_ids() == []
     counting = FailingObjects(uri, kill_at=10**6)
-    assert summarise(Books(counting, "s").all()).n_tasks == 600
+    assert summarise(Receipts(counting, "s").all()).n_tasks == 600
     assert counting.n_reads == 3
+    for number in range(600, 620):
+        books.write(receipt(number))
     objects = MemoryObjects(uri)
-    key = books.segments()[1]
+    key = books.segments.list()[1].key
     objects.put(key, objects.get(key).replace(b'"voxels":1', b'"voxels":2', 1))
-    with pytest.raises(CorruptDataError, match=r"000002.jsonl .* is damaged"):
-        fold("s", objects, remove=True, fold_from=10)
-    assert len(books.single_ids()) == 600
+    with pytest.raises(CorruptDataError, match=r"000002-\w+-\w+.jsonl .* is damaged"):
+        fold("s", objects, fold_from=10)
+    assert len(books.single_ids()) == 20
+
+
+def test_one_folded_receipt_is_found_by_reading_one_segment_and_one_that_is_not_there_by_none() -> None:
+    uri = "memory://one"
+    books = with_receipts(uri, range(600))
+    quiet = list(books.all())
+    counting = Receipts(CountingObjects(uri), "s")
+    assert counting.get("0" * 31 + "f") is None
+    assert counting._objects.n_requests() == {"get": 1, "exists": 1}  # no listing while nothing is folded
+    fold("s", MemoryObjects(uri), fold_from=10, segment_receipts=50)
+    assert len(books.segments.list()) == 12
+    assert counting.get(quiet[333].task_id) == quiet[333]
+    assert counting._objects.n_requests() == {"get": 2, "exists": 1, "list": 1}
+    assert counting.get("f" * 32) is None
+    assert counting._objects.n_requests() == {"get": 1, "exists": 1, "list": 1}
+
+
+def test_a_task_whose_receipt_was_folded_does_not_run_again_however_late_it_comes(
+    toy: Callable, command: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(fold.__kwdefaults__, "fold_from", 18)
+    monkeypatch.setitem(fold.__kwdefaults__, "segment_receipts", 10)
+    it = toy()
+    assert command("run", it.file)[0] == 0
+    assert it.receipts("toy_invert") == set()
+    ran, before = it.runs(), it.outputs()
+    (step, *_) = plan(read_spec(it.file)).steps()
+    late = [Envelope.of(task, root=f"file://{it.root}", step=step.name) for task in step.tasks()]
+    receipt, has_run = run_or_skip(late[5], default_context())
+    assert (receipt.task_id, has_run) == (late[5].task_id, False)
+    queue = open_queue(f"fq://{tmp_path}/late")
+    queue.insert(late)
+    report = work(queue.uri, WorkerOptions(n_processes=1, until_empty=True))
+    assert (report.n_done, report.n_skipped) == (36, 36)
+    assert (it.runs(), it.outputs()) == (ran, before)
+    assert it.receipts("toy_invert") == set()
 
 
 def test_a_run_that_folds_is_followed_verified_and_taken_up_like_any_other(
