@@ -3,8 +3,11 @@
     python benchmarks/file_queue.py [--tasks 2000] [--rounds 3] [--workers 1 4]
 
 Prints tasks per second, the median of the rounds: inserting, and leasing and deleting all of them (nothing is run)
-with 1 and with 4 processes. The two take turns, so that a busy machine disturbs both alike. ``left`` counts the files
-that a drained queue still holds, over all rounds: it must be 0.
+with 1 and with 4 processes. The two take turns, so that a busy machine disturbs both alike.
+
+Over all rounds it counts what went wrong. ``left``: files that a drained queue still holds, tasks whose deletion was
+lost among them. ``never``: tasks that no worker got. ``twice``: leases of a task that another worker had already. All
+must be 0 for ours.
 """
 
 from __future__ import annotations
@@ -32,9 +35,9 @@ import sys, time
 from cloudseg.tasking.file_queue import FileQueue
 queue = FileQueue(sys.argv[1])
 print("ready", flush=True); sys.stdin.readline()
-n = 0; started = time.monotonic()
+ids = []
 while (lease := queue.lease(600)) is not None:
-    queue.delete(lease); n += 1
+    queue.delete(lease); ids.append(lease.id)
 """
 STOCK = """
 import sys, time
@@ -43,15 +46,18 @@ from taskqueue.taskqueue import QueueEmptyError
 import cloudseg_tasks.wire
 queue = TaskQueue(sys.argv[1], n_threads=0, progress=False)
 print("ready", flush=True); sys.stdin.readline()
-n = 0; started = time.monotonic()
+ids = []
 while True:
     try:
         task = queue.lease(600)
     except QueueEmptyError:
         break
-    queue.delete(task, tally=True); n += 1
+    queue.delete(task, tally=True); ids.append(task.id)
 """
-REPORT = "\nprint(n, time.monotonic() - started, flush=True)\n"
+REPORT = "\nprint(time.monotonic(), *ids, flush=True)\n"
+# What a queue's folder holds besides counters, under both designs.
+FOLDERS = ("queue", "movement", "attempts", "dead", "tmp")
+COUNTS = ("left", "never", "twice")
 
 
 def envelopes(n: int) -> Iterator[Envelope]:
@@ -76,8 +82,11 @@ def insert_stock(uri: str, n: int) -> None:
     queue.insert((partial(execute, envelope.canonical_json()) for envelope in envelopes(n)), total=n)
 
 
-def drain(script: str, uri: str, n_workers: int) -> float:
-    """Drain a queue with processes that start together; return seconds until the last task was deleted."""
+def drain(script: str, uri: str, n_workers: int) -> tuple[float, list[str]]:
+    """Drain a queue with processes that start together.
+
+    Returns seconds until the last of them found nothing more, and the ids of all leases.
+    """
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", script + REPORT, uri],
@@ -93,11 +102,16 @@ def drain(script: str, uri: str, n_workers: int) -> float:
     for worker in workers:
         worker.stdin.write("go\n")
         worker.stdin.flush()
+    ended, leased = started, []
     for worker in workers:
-        worker.communicate()
+        out, _ = worker.communicate()
         if worker.returncode:
             raise SystemExit(f"a worker failed with exit code {worker.returncode}")
-    return time.monotonic() - started
+        # The clock is the system's, the same in all processes.
+        at, *ids = out.split()
+        ended = max(ended, float(at))
+        leased += ids
+    return ended - started, leased
 
 
 def drain_column(n_workers: int) -> str:
@@ -115,7 +129,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4])
     args = parser.parse_args()
     rates: dict[tuple[str, str], list[float]] = defaultdict(list)
-    left: dict[str, int] = defaultdict(int)
+    wrong: dict[tuple[str, str], int] = defaultdict(int)
     contenders = {"cloudseg": (insert_ours, OURS), "task-queue": (insert_stock, STOCK)}
     for name, n_workers in itertools.product(["warm-up"] + ["round"] * args.rounds, args.workers):
         for queue, (insert, script) in contenders.items():
@@ -125,8 +139,10 @@ def main() -> None:
                 started = time.monotonic()
                 insert(f"fq://{folder}", n)
                 inserted_s = time.monotonic() - started
-                drained_s = drain(script, f"fq://{folder}", n_workers)
-                left[queue] += sum(1 for f in ("queue", "movement") for _ in Path(folder, f).iterdir())
+                drained_s, leased = drain(script, f"fq://{folder}", n_workers)
+                wrong[queue, "left"] += sum(1 for f in FOLDERS for _ in Path(folder).glob(f"{f}/*"))
+                wrong[queue, "never"] += n - len(set(leased))
+                wrong[queue, "twice"] += len(leased) - len(set(leased))
             finally:
                 shutil.rmtree(folder)
             if name == "round":
@@ -137,10 +153,10 @@ def main() -> None:
         f"{args.tasks} tasks, median of {args.rounds} rounds, tasks/s; {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, task-queue {metadata.version('task-queue')}"
     )
-    print(f"{'':<12}" + "".join(f"{c:>20}" for c in columns) + f"{'left':>8}")
+    print(f"{'':<12}" + "".join(f"{c:>20}" for c in columns) + "".join(f"{c:>8}" for c in COUNTS))
     for queue in contenders:
         cells = "".join(f"{statistics.median(rates[queue, c]):>20.0f}" for c in columns)
-        print(f"{queue:<12}{cells}{left[queue]:>8}")
+        print(f"{queue:<12}{cells}" + "".join(f"{wrong[queue, c]:>8}" for c in COUNTS))
     ratios = (
         statistics.median(rates["cloudseg", c]) / statistics.median(rates["task-queue", c]) for c in columns
     )
