@@ -25,7 +25,7 @@ import random
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -76,6 +76,11 @@ class FileQueue:
         """Where it lives."""
         return self._uri
 
+    @property
+    def deletes_at_once(self) -> int:
+        """How many messages one request deletes: each is removed by itself."""
+        return 1
+
     def insert(self, envelopes: Iterable[Envelope]) -> int:
         """Add one message for each envelope, lazily; return how many."""
         n_inserted = 0
@@ -125,6 +130,11 @@ class FileQueue:
                     self._tally()
                     return
                 name = self._find(lease.id)
+
+    def delete_all(self, leases: Sequence[Lease]) -> None:
+        """Remove messages whose work is done."""
+        for lease in leases:
+            self.delete(lease)
 
     def release(self, lease: Lease, delay_s: float = 0, *, counted: bool = True) -> bool:
         """Hand the message back, to be leased again after ``delay_s``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -101,6 +101,11 @@ class Queue(Protocol):
         """Where it lives."""
         ...
 
+    @property
+    def deletes_at_once(self) -> int:
+        """How many messages one request deletes; with 1 there is nothing to gain by gathering them."""
+        ...
+
     def insert(self, envelopes: Iterable[Envelope]) -> int:
         """Add one message for each envelope, lazily; return how many."""
         ...
@@ -118,6 +123,10 @@ class Queue(Protocol):
 
     def delete(self, lease: Lease) -> None:
         """Remove a message whose work is done."""
+        ...
+
+    def delete_all(self, leases: Sequence[Lease]) -> None:
+        """Remove messages whose work is done, in as few requests as the queue allows."""
         ...
 
     def release(self, lease: Lease, delay_s: float = 0, *, counted: bool = True) -> bool:

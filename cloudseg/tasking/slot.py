@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 from cloudseg.errors import CloudsegError, StorageError, TransientStorageError
+from cloudseg.tasking.deletions import Deletions
 from cloudseg.tasking.envelope import Envelope, ForeignTask, parse_message
 from cloudseg.tasking.options import TaskLimits, WorkerOptions
 from cloudseg.tasking.process import START_SECONDS, ChildProcess, explain_exit
@@ -109,6 +110,8 @@ class Slot(threading.Thread):
         Read end of a pipe that is written once, by whoever sets ``stopping``.
     gpu
         Which GPU the child uses; None: whatever it finds.
+    deletions
+        Takes the messages of finished tasks; None: they are deleted here.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class Slot(threading.Thread):
         stopping: threading.Event,
         wake: Connection,
         gpu: str | None = None,
+        deletions: Deletions | None = None,
     ) -> None:
         super().__init__(name=name)
         self.error: BaseException | None = None
@@ -132,6 +136,7 @@ class Slot(threading.Thread):
         self._stopping = stopping
         self._wake = wake
         self._gpu = gpu
+        self._delete_message = queue.delete if deletions is None else deletions.add
         self._child: ChildProcess | None = None
         self._alive_until = time.monotonic() + START_SECONDS + STUCK_SECONDS
         self._obstacle = "its process is starting"
@@ -304,7 +309,7 @@ class Slot(threading.Thread):
         match outcome.name:
             case "done":
                 # Not deleted, it is delivered again, found done, and deleted then.
-                self._settled("deleted", lease, lambda: self._queue.delete(lease))
+                self._settled("deleted", lease, lambda: self._delete_message(lease))
                 self._emit(
                     self._event(
                         "done" if outcome.ran else "skipped",

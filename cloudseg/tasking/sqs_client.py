@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -203,7 +203,12 @@ def code_of(error: Any) -> str:
 
 
 def send_whole(
-    call: Callable[[list[dict[str, Any]]], dict[str, Any]], entries: list[dict[str, Any]], *, uri: str
+    call: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    entries: list[dict[str, Any]],
+    *,
+    uri: str,
+    n_rounds: int = N_ROUNDS,
+    settled: Container[str] = (),
 ) -> None:
     """Call a batch operation until every entry is accepted.
 
@@ -218,24 +223,30 @@ def send_whole(
         At most ten, each with an ``Id`` of its own.
     uri
         The queue, for errors.
+    n_rounds
+        How often to send before giving up; 9 take half a minute.
+    settled
+        Codes of refusals that are as good as an acceptance.
 
     Raises
     ------
     StorageError
         If SQS refuses an entry for good.
     TransientStorageError
-        If entries are still not accepted after half a minute.
+        If entries are still not accepted after the last round.
     """
     left = {entry["Id"]: entry for entry in entries}
     failed: dict[str, Any] = {}
-    for n_round in range(N_ROUNDS):
+    for n_round in range(n_rounds):
         if n_round:
             time.sleep(FIRST_WAIT_S * 2 ** (n_round - 1))
         answer = call(list(left.values()))
         for done in answer.get("Successful", ()):
             left.pop(done["Id"], None)
         for failed in answer.get("Failed", ()):
-            if failed.get("SenderFault") and "hrottl" not in failed.get("Code", ""):
+            if failed.get("Code") in settled:
+                left.pop(failed["Id"], None)
+            elif failed.get("SenderFault") and "hrottl" not in failed.get("Code", ""):
                 raise StorageError(
                     f"the queue {uri} refused an entry of a batch: {failed.get('Code')}: {failed.get('Message')}"
                 )
@@ -243,7 +254,7 @@ def send_whole(
             return
     why = f": {failed.get('Code')}: {failed.get('Message')}" if failed else ""
     raise TransientStorageError(
-        f"the queue {uri} did not accept {len(left)} of {len(entries)} entries of a batch, {N_ROUNDS} times{why}; "
+        f"the queue {uri} did not accept {len(left)} of {len(entries)} entries of a batch, {n_rounds} times{why}; "
         "try again later"
     )
 

@@ -20,7 +20,7 @@ import re
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -44,6 +44,8 @@ MAX_REASON_BYTES = 64 * 1024
 MAX_HOLD_S = 12 * 3600
 MAX_DELAY_S = 900
 N_SENDERS = 4
+# Deletions that SQS does not accept are sent again for 3 seconds: a worker that shall stop has no half minute.
+DELETE_ROUNDS = 6
 # While someone looks through the dead letters, others do not see them for this long.
 LOOK_S = 120
 # The numbers of AWS's servers lag behind, those of a single server on loopback do not.
@@ -101,6 +103,11 @@ class SqsQueue:
         """Where it lives."""
         return self._uri
 
+    @property
+    def deletes_at_once(self) -> int:
+        """How many messages one request deletes."""
+        return BATCH_ENTRIES
+
     def insert(self, envelopes: Iterable[Envelope]) -> int:
         """Add one message for each envelope, lazily, ten at a time; return how many."""
         n_inserted = 0
@@ -136,6 +143,27 @@ class SqsQueue:
         """Remove a message whose work is done."""
         with plain_errors(self._uri, "delete from"):
             self._delete(self._url, lease.name)
+
+    def delete_all(self, leases: Sequence[Lease]) -> None:
+        """Remove messages whose work is done, ten with one request; entries that are not accepted are sent again.
+
+        Raises
+        ------
+        TransientStorageError
+            If SQS still does not accept some after a few seconds. They come back when their leases end.
+        """
+        with plain_errors(self._uri, "delete from"):
+            for start in range(0, len(leases), BATCH_ENTRIES):
+                send_whole(
+                    lambda some: dict(self._brisk.delete_message_batch(QueueUrl=self._url, Entries=some)),
+                    [
+                        {"Id": str(n), "ReceiptHandle": lease.name}
+                        for n, lease in enumerate(leases[start : start + BATCH_ENTRIES])
+                    ],
+                    uri=self._uri,
+                    n_rounds=DELETE_ROUNDS,
+                    settled=STALE_RECEIPT,  # someone else has it, and will find the receipt
+                )
 
     def release(self, lease: Lease, delay_s: float = 0, *, counted: bool = True) -> bool:
         """Hand the message back, to be leased again after ``delay_s``.

@@ -7,11 +7,13 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import Pipe
 from types import FrameType
 
+from cloudseg.tasking.deletions import Deletions
 from cloudseg.tasking.metrics import Health
 from cloudseg.tasking.options import TaskLimits, WorkerOptions
 from cloudseg.tasking.process import share_gpus
@@ -120,17 +122,21 @@ def work(
             wake_write.send_bytes(b"stop")
 
     gpus = share_gpus(options.n_processes) if options.gpu else [None] * options.n_processes
+    # To drain a queue that is not there is a slip of the pen; to wait for one to fill is not.
+    open_own = partial(open_queue, queue_uri, create=False if options.until_empty else None)
+    queues = [open_own() for _ in range(options.n_processes)]
+    deletions = Deletions(open_own()) if queues[0].deletes_at_once > 1 else None
     slots = [
         Slot(
             f"slot-{i}",
-            # To drain a queue that is not there is a slip of the pen; to wait for one to fill is not.
-            queue=open_queue(queue_uri, create=False if options.until_empty else None),
+            queue=queues[i],
             options=options,
             n_threads=n_threads,
             emit=emit,
             stopping=stopping,
             wake=wake_read,
             gpu=gpus[i],
+            deletions=deletions,
         )
         for i in range(options.n_processes)
     ]
@@ -141,7 +147,10 @@ def work(
         signals.append(number)
         halt()
 
-    with _handlers(on_signal):
+    with _handlers(on_signal), ExitStack() as stack:
+        if deletions is not None:
+            deletions.start()
+            stack.callback(deletions.close)
         for slot in slots:
             slot.start()
         while any(slot.is_alive() for slot in slots):

@@ -103,6 +103,50 @@ class Front:
         return status, data
 
 
+class BatchFront(Front):
+    """A front before SQS that refuses entries of batches.
+
+    Parameters
+    ----------
+    refuse
+        Gives the ``Failed`` entry with which an entry of a batch is refused, or None to let it pass.
+
+    Attributes
+    ----------
+    sizes
+        How many entries each batch brought, by operation.
+    """
+
+    def __init__(self, refuse: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+        super().__init__()
+        self.sizes: dict[str, list[int]] = {}
+        self._refuse = refuse
+        # A request and its answer pass through one thread.
+        self._now = threading.local()
+
+    def rewritten(self, line: str, body: bytes) -> bytes:
+        """Leave out the entries that are refused."""
+        self._now.refused = []
+        if not line.endswith("Batch"):
+            return body
+        call = json.loads(body)
+        with self.lock:
+            self.sizes.setdefault(line.rpartition(" ")[2], []).append(len(call["Entries"]))
+            refused = [answer for entry in call["Entries"] if (answer := self._refuse(entry))]
+        self._now.refused = refused
+        names = {answer["Id"] for answer in refused}
+        call["Entries"] = [entry for entry in call["Entries"] if entry["Id"] not in names]
+        return json.dumps(call).encode()
+
+    def answered(self, line: str, fault: Fault, status: int, data: bytes) -> tuple[int, bytes]:  # noqa: ARG002
+        """Name them in the answer. A batch of which nothing was left, the server has refused as empty."""
+        refused = self._now.refused
+        if not refused:
+            return status, data
+        answer = json.loads(data) if status == 200 else {"Successful": []}
+        return 200, json.dumps({**answer, "Failed": [*answer.get("Failed", ()), *refused]}).encode()
+
+
 @contextmanager
 def front(upstream: str, made: Front | None = None) -> Iterator[Front]:
     """Run a front, or the one that was ``made`` for it, before the server at ``upstream``."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,11 @@ import pytest
 from cloudseg.errors import NotFoundError, SpecError, StorageError, TransientStorageError
 from cloudseg.tasking import sqs_client
 from cloudseg.tasking.envelope import Envelope, parse_message
-from cloudseg.tasking.queue import QueueCounts, open_queue
+from cloudseg.tasking.queue import Lease, Queue, QueueCounts, open_queue
 from cloudseg.tasking.sqs_client import SqsAddress
 from cloudseg.tasking.sqs_queue import MAX_RECEIVES, SqsQueue
 from cloudseg.testing.emulators import environment
+from cloudseg.testing.front import BatchFront, front, serving
 from cloudseg.testing.tasks import NoteTask
 
 Wrap = Callable[..., Envelope]
@@ -32,61 +32,14 @@ def envelopes(n: int, *, n_bytes: int = 1) -> Iterator[Envelope]:
     )
 
 
+BUSY = {"SenderFault": True, "Code": "RequestThrottled", "Message": "slow down"}
+
+
 @contextmanager
-def moody_server(upstream: str, reject: Callable[[dict], dict | None]) -> Iterator[tuple[str, list[int]]]:
-    """A server before SQS that refuses entries of batches: ``reject(entry)`` is its ``Failed`` entry, or None.
-
-    Yields its URL, and how many entries each batch call brought.
-    """
-    sizes: list[int] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None: ...
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            failed = []
-            if self.headers["X-Amz-Target"] == "AmazonSQS.SendMessageBatch":
-                call = json.loads(body)
-                sizes.append(len(call["Entries"]))
-                failed = [answer for entry in call["Entries"] if (answer := reject(entry))]
-                refused = {answer["Id"] for answer in failed}
-                call["Entries"] = [entry for entry in call["Entries"] if entry["Id"] not in refused]
-                body = json.dumps(call).encode()
-                if not call["Entries"]:
-                    self._answer(200, json.dumps({"Successful": [], "Failed": failed}).encode())
-                    return
-            kept = ("X-Amz-Target", "Content-Type", "Authorization", "X-Amz-Date")
-            headers = {name: self.headers[name] for name in kept if self.headers[name]}
-            request = urllib.request.Request(upstream, data=body, headers=headers)
-            try:
-                with urllib.request.urlopen(request, timeout=30) as reply:
-                    status, data = reply.status, reply.read()
-            except urllib.error.HTTPError as error:
-                status, data = error.code, error.read()
-            if failed:
-                data = json.dumps({**json.loads(data), "Failed": failed}).encode()
-            self._answer(status, data)
-
-        def _answer(self, status: int, data: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/x-amz-json-1.0")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", sizes
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def moody_server(upstream: str, refuse: Callable[[dict], dict | None]) -> Iterator[BatchFront]:
+    """Send the queue's requests through a front that refuses entries of batches."""
+    with front(upstream, BatchFront(refuse)) as moody, environment(AWS_ENDPOINT_URL=moody.url):
+        yield moody
 
 
 def test_entries_of_a_batch_that_sqs_does_not_accept_are_sent_again_until_it_does(aws: str, sqs_uri: str):
@@ -99,9 +52,9 @@ def test_entries_of_a_batch_that_sqs_does_not_accept_are_sent_again_until_it_doe
             return None
         return {"Id": entry["Id"], "SenderFault": False, "Code": "InternalError", "Message": "try again"}
 
-    with moody_server(aws, reject) as (url, sizes), environment(AWS_ENDPOINT_URL=url):
+    with moody_server(aws, reject) as moody:
         assert open_queue(sqs_uri).insert(envelopes(25)) == 25
-    assert sorted(sizes, reverse=True) == [10, 10, 5, 4, 4, 3, 3, 2, 2]
+    assert sorted(moody.sizes["SendMessageBatch"], reverse=True) == [10, 10, 5, 4, 4, 3, 3, 2, 2]
     queue = open_queue(sqs_uri)
     found = [queue.lease(60) for _ in range(25)]
     assert sorted(int(parse_message(x.message).task["name"]) for x in found) == list(range(25))
@@ -113,12 +66,11 @@ def test_an_entry_that_sqs_refuses_for_good_is_an_error(aws: str, sqs_uri: str):
         return {"Id": entry["Id"], "SenderFault": True, "Code": "InvalidMessageContents", "Message": "odd"}
 
     with (
-        moody_server(aws, reject) as (url, sizes),
-        environment(AWS_ENDPOINT_URL=url),
+        moody_server(aws, reject) as moody,
         pytest.raises(StorageError, match="refused an entry of a batch: InvalidMessageContents: odd"),
     ):
         open_queue(sqs_uri).insert(envelopes(3))
-    assert sizes == [3]
+    assert moody.sizes == {"SendMessageBatch": [3]}
 
 
 def test_entries_that_sqs_never_accepts_are_an_error_and_not_lost_in_silence(
@@ -127,16 +79,66 @@ def test_entries_that_sqs_never_accepts_are_an_error_and_not_lost_in_silence(
     monkeypatch.setattr(sqs_client, "FIRST_WAIT_S", 0.001)
 
     def reject(entry: dict) -> dict | None:
-        busy = {"SenderFault": True, "Code": "RequestThrottled", "Message": "slow down"}
-        return {"Id": entry["Id"], **busy} if entry["Id"] in "04" else None
+        return {"Id": entry["Id"], **BUSY} if entry["Id"] in "04" else None
 
     with (
-        moody_server(aws, reject) as (url, _),
-        environment(AWS_ENDPOINT_URL=url),
+        moody_server(aws, reject),
         pytest.raises(TransientStorageError, match="did not accept 2 of 7 .*slow down; try again later"),
     ):
         open_queue(sqs_uri).insert(envelopes(7))
     assert open_queue(sqs_uri).counts() == QueueCounts(5, 0, 0, approximate=True)
+
+
+def leased(queue: Queue, n: int) -> list[Lease]:
+    found = [queue.lease(60) for _ in range(n)]
+    return [lease for lease in found if lease is not None]
+
+
+def test_messages_are_deleted_ten_at_once_and_the_entries_that_fail_are_sent_again(
+    aws: str, sqs_uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sqs_client, "FIRST_WAIT_S", 0.001)
+    open_queue(sqs_uri).insert(envelopes(23))
+    refused: set[str] = set()
+
+    def reject(entry: dict) -> dict | None:
+        if entry["Id"] not in "27" or entry["ReceiptHandle"] in refused:
+            return None
+        refused.add(entry["ReceiptHandle"])
+        return {"Id": entry["Id"], **BUSY}
+
+    with moody_server(aws, reject) as moody:
+        queue = open_queue(sqs_uri)
+        leases = leased(queue, 23)
+        assert len(leases) == 23
+        queue.delete_all(leases)
+        assert moody.sizes == {"DeleteMessageBatch": [10, 2, 10, 2, 3, 1]}
+        assert queue.counts() == QueueCounts(0, 0, 0, approximate=True)
+
+
+def test_a_deletion_that_sqs_never_accepts_is_an_error_and_the_message_comes_back(
+    aws: str, sqs_uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sqs_client, "FIRST_WAIT_S", 0.001)
+    open_queue(sqs_uri).insert(envelopes(3))
+    with moody_server(aws, lambda entry: {"Id": entry["Id"], **BUSY} if entry["Id"] == "1" else None):
+        queue = open_queue(sqs_uri)
+        leases = leased(queue, 3)
+        with pytest.raises(TransientStorageError, match="did not accept 1 of 3 entries of a batch, 6 times"):
+            queue.delete_all(leases)
+    assert queue.counts() == QueueCounts(0, 1, 0, approximate=True)
+    open_queue(sqs_uri).release(leases[1])
+    (again,) = leased(open_queue(sqs_uri), 1)
+    assert again.id == leases[1].id
+
+
+def test_a_stale_receipt_among_deletions_is_no_error_and_keeps_none_of_the_others(aws: str, sqs_uri: str):
+    open_queue(sqs_uri).insert(envelopes(3))
+    stale = {"SenderFault": True, "Code": "ReceiptHandleIsInvalid", "Message": "not yours"}
+    with moody_server(aws, lambda entry: {"Id": entry["Id"], **stale} if entry["Id"] == "0" else None):
+        queue = open_queue(sqs_uri)
+        queue.delete_all(leased(queue, 3))
+        assert queue.counts() == QueueCounts(0, 1, 0, approximate=True)
 
 
 def test_large_messages_share_batches_no_larger_than_sqs_takes(sqs_uri: str):
@@ -373,24 +375,17 @@ def test_a_server_that_refuses_or_fails_is_quoted(status: int, no_home: None):
             self.end_headers()
             self.wfile.write(data)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
     kind, words = {
         403: (StorageError, "AWS refuses .*no luck.*; check the credentials in use"),
         500: (TransientStorageError, "SQS is busy .*no luck"),
     }[status]
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    try:
-        with (
-            environment(AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.server_port}", **keys),
-            pytest.raises(kind, match=words),
-        ):
-            open_queue("sqs://q")
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with (
+        serving(Handler) as port,
+        environment(AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", **keys),
+        pytest.raises(kind, match=words),
+    ):
+        open_queue("sqs://q")
 
 
 def test_a_server_that_is_not_there_is_named(aws: str):

@@ -3,16 +3,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cloudseg.errors import NotFoundError, SpecError, TaskFailedError
+from cloudseg.tasking import deletions
 from cloudseg.tasking.envelope import Envelope, parse_message
 from cloudseg.tasking.file_queue import FileQueue
 from cloudseg.tasking.metrics import Health
@@ -21,49 +18,10 @@ from cloudseg.tasking.queue import Queue, QueueCounts, open_queue
 from cloudseg.tasking.receipts import Receipts
 from cloudseg.tasking.worker import TaskLimits, WorkerEvent, WorkerOptions, WorkerReport, work
 from cloudseg.testing.emulators import environment
+from cloudseg.testing.front import BatchFront, Fault, front
 from cloudseg.testing.tasks import FailTask, HogTask, NoteTask, ThreadsTask
 
 Wrap = Callable[..., Envelope]
-
-
-@contextmanager
-def busy_server(upstream: str) -> Iterator[tuple[str, threading.Event]]:
-    """A server before SQS that answers 503 while the event is set; yields its URL and the event."""
-    busy = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None: ...
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            kept = ("X-Amz-Target", "Content-Type", "Authorization", "X-Amz-Date")
-            headers = {name: self.headers[name] for name in kept if self.headers[name]}
-            status, data = 503, b'{"__type": "ServiceUnavailable", "message": "busy"}'
-            if not busy.is_set():
-                try:
-                    request = urllib.request.Request(upstream, data=body, headers=headers)
-                    with urllib.request.urlopen(request, timeout=30) as reply:
-                        status, data = reply.status, reply.read()
-                except urllib.error.HTTPError as error:
-                    status, data = error.code, error.read()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/x-amz-json-1.0")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", busy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 DRAIN = WorkerOptions(until_empty=True, backoff_s=0, threads_per_process=1)
@@ -348,11 +306,12 @@ def test_a_queue_that_fails_for_a_while_costs_no_worker_its_life_and_no_task_a_s
     open_queue(sqs_uri).insert(map(wrap, tasks))
     health = Health()
     seen: list[list[str]] = []
-    with busy_server(aws) as (url, busy), environment(AWS_ENDPOINT_URL=url):
+    busy = Fault("^POST", status=503)
+    with front(aws) as before, environment(AWS_ENDPOINT_URL=before.url):
 
         def note(event: WorkerEvent) -> None:
             if event.name == "started" and len(receipts.done()) == 1:
-                busy.set()  # now neither delete nor lease gets through
+                before.faults = [busy]  # now neither delete nor lease gets through
                 threading.Thread(target=recover).start()
 
         def recover() -> None:
@@ -360,7 +319,7 @@ def test_a_queue_that_fails_for_a_while_costs_no_worker_its_life_and_no_task_a_s
             while not health.ready() and time.monotonic() < deadline:
                 time.sleep(0.05)
             seen.append(health.ready())
-            busy.clear()
+            before.faults = []
 
         options = DRAIN.model_copy(update={"lease_seconds": 4})
         report = work(sqs_uri, options, on_event=note, health=health)
@@ -370,6 +329,51 @@ def test_a_queue_that_fails_for_a_while_costs_no_worker_its_life_and_no_task_a_s
     assert "SQS is busy" in seen[0][0]
     assert any("no task leased, will try again" in record.message for record in caplog.records)
     assert health.live() == []
+    assert open_queue(sqs_uri).is_empty()
+
+
+def test_messages_of_finished_tasks_are_deleted_together(aws: str, sqs_uri: str, folder: Path, wrap: Wrap):
+    open_queue(sqs_uri).insert(wrap(NoteTask(folder=str(folder), name=str(i))) for i in range(40))
+    with front(aws, BatchFront(lambda _: None)) as before, environment(AWS_ENDPOINT_URL=before.url):
+        assert work(sqs_uri, DRAIN.model_copy(update={"n_processes": 2})) == WorkerReport(n_done=40)
+    sizes = before.sizes["DeleteMessageBatch"]
+    assert sum(sizes) == 40
+    assert len(sizes) <= 20
+    assert not any(line.endswith(" DeleteMessage") for line in before.requests)
+    assert open_queue(sqs_uri).is_empty()
+
+
+def test_a_message_that_waits_for_its_deletion_is_deleted_before_a_stopped_worker_leaves(
+    aws: str, sqs_uri: str, folder: Path, wrap: Wrap, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(deletions, "GATHER_S", 600)
+    tasks = [NoteTask(folder=str(folder), name=name, seconds=s) for name, s in (("quick", 0), ("slow", 60))]
+    open_queue(sqs_uri).insert(map(wrap, tasks))
+    stop = threading.Event()
+
+    def note(event: WorkerEvent) -> None:
+        if event.name == "done":
+            stop.set()
+
+    options = WorkerOptions(n_processes=2, threads_per_process=1, lease_seconds=600)
+    assert work(sqs_uri, options, on_event=note, stop=stop) == WorkerReport(n_done=1, n_returned=1)
+    queue = open_queue(sqs_uri)
+    assert queue.counts() == QueueCounts(1, 0, 0, approximate=True)
+    lease = queue.lease(60)
+    assert lease is not None
+    assert parse_message(lease.message).task["name"] == "slow"
+
+
+def test_a_message_whose_deletion_fails_comes_back_and_is_found_done(
+    aws: str, sqs_uri: str, folder: Path, wrap: Wrap, caplog: pytest.LogCaptureFixture
+):
+    open_queue(sqs_uri).insert([wrap(NoteTask(folder=str(folder), name="n"))])
+    with front(aws) as before, environment(AWS_ENDPOINT_URL=before.url):
+        before.faults = [Fault("DeleteMessageBatch", status=503, times=2)]  # the call, and boto3's second try
+        report = work(sqs_uri, DRAIN.model_copy(update={"lease_seconds": 2}))
+    assert report == WorkerReport(n_done=2, n_skipped=1)
+    assert (folder / "n").read_bytes() == b"<>"
+    assert any("not all messages of 1 finished tasks deleted" in record.message for record in caplog.records)
     assert open_queue(sqs_uri).is_empty()
 
 
