@@ -7,6 +7,7 @@ receipts. Several runs on one root are safe too; they share the work as far as o
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -16,12 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from cloudseg.errors import NotFoundError, SpecError, TaskFailedError
+from cloudseg.errors import NotFoundError, SpecError, TaskFailedError, TransientStorageError
 from cloudseg.pipelines import advance
 from cloudseg.pipelines.compaction import fold
 from cloudseg.pipelines.plan import PipelinePlan
@@ -45,6 +46,9 @@ LOCAL_POLL_SECONDS = 0.1
 REMOTE_POLL_SECONDS = 2.0
 MAX_POLL_SECONDS = 15.0
 MAX_REFILLS = 3
+# A bucket or a queue that is busy or down is asked again, with growing pauses, for so long.
+PATIENCE_SECONDS = 600.0
+FIRST_PAUSE_SECONDS = 2.0
 
 
 class Progress(Protocol):
@@ -177,9 +181,35 @@ class _Run:
     signals: _Signals
     cancel_id: str | None
     voxels_per_task: float | None = None
+    filled: set[str] = field(default_factory=set)
 
     def complete(self, step: Step, *, digest: str) -> Summary:
-        """Return once every task of ``step`` has its receipt."""
+        """Return once every task of ``step`` has its receipt; sit out a bucket or a queue that does not answer.
+
+        Raises
+        ------
+        TransientStorageError
+            If it still does not after minutes.
+        """
+        failing_since, pause_s = math.inf, FIRST_PAUSE_SECONDS
+        while True:
+            started = time.monotonic()
+            try:
+                return self._complete(step, digest=digest)
+            except TransientStorageError as error:
+                now = time.monotonic()
+                if now - started > PATIENCE_SECONDS:  # it had answered for long
+                    failing_since, pause_s = math.inf, FIRST_PAUSE_SECONDS
+                failing_since = min(failing_since, now)
+                if now - failing_since > PATIENCE_SECONDS:
+                    raise
+                log.warning("step %s: will look again in %.0f s: %s", step.name, pause_s, error)
+                self.signals.seen.wait(pause_s)
+                if self.signals.numbers:
+                    raise _Stopped from error
+                pause_s = min(2 * pause_s, MAX_POLL_SECONDS)
+
+    def _complete(self, step: Step, *, digest: str) -> Summary:
         state = advance.survey(step, self.objects, digest=digest)
         self.progress.begin(step.name, n_tasks=state.n_tasks, n_done=state.n_done)
         self.voxels_per_task = None
@@ -200,18 +230,22 @@ class _Run:
     def _fill_and_wait(self, step: Step) -> advance.StepState:
         self.crew.start()
         note = advance.Enqueued(queue=self.queue.uri, cancel_id=self.cancel_id)
-        if (
-            self.is_private
-            or not advance.is_enqueued(step.name, self.objects, note=note)
-            or self.queue.is_empty()
-        ):
+        # A private queue is known to this process alone: the note in the bucket may be of another one.
+        has_messages = step.name in self.filled or (
+            not self.is_private and advance.is_enqueued(step.name, self.objects, note=note)
+        )
+        if not has_messages or self.queue.is_empty():
             self._enqueue(step, note)
-        n_refills = 0
+        n_refills, n_beside = 0, 0
         while True:
-            self._wait(step)
+            n_settled = self._wait(step, n_beside=n_beside)
             state = advance.survey(step, self.objects)
             if not state.n_missing:
                 return state
+            if n_settled is not None:
+                # Counting took in dead letters of other tasks, or of tasks that have a receipt as well.
+                n_beside = max(n_beside, n_settled - state.n_done - len(state.dead))
+                continue
             if n_refills == MAX_REFILLS:
                 break
             n_refills += 1
@@ -225,6 +259,7 @@ class _Run:
 
     def _enqueue(self, step: Step, note: advance.Enqueued) -> None:
         self.queue.insert(self._envelopes(step))
+        self.filled.add(step.name)
         if not self.is_private:
             advance.note_enqueued(step.name, self.objects, note=note)
 
@@ -234,21 +269,26 @@ class _Run:
                 self._check_stop()
             yield Envelope.of(task, root=self.spec.root, step=step.name, max_attempts=self.spec.max_attempts)
 
-    def _wait(self, step: Step) -> None:
-        """Wait until each task has an outcome, or none is left in the queue."""
+    def _wait(self, step: Step, *, n_beside: int) -> int | None:
+        """Wait until there are as many outcomes as tasks, and ``n_beside`` that are none of theirs.
+
+        Returns
+        -------
+        How many there are; None if the queue ran empty before.
+        """
         shortest = LOCAL_POLL_SECONDS if self.spec.root.startswith("file://") else REMOTE_POLL_SECONDS
         while True:
             started = time.monotonic()
             n_done, n_dead = advance.count_settled(step.name, self.objects)
             self._tell(step, n_done=n_done, n_dead=n_dead)
-            if n_done + n_dead >= step.n_tasks:
-                return
+            if n_done + n_dead >= step.n_tasks + n_beside:
+                return n_done + n_dead
             self.crew.check()
             self._check_stop()
             # The caller counts again after this look: a message goes only after its receipt, so what has none
             # then was not in the queue.
             if self.queue.is_empty():
-                return
+                return None
             cost = time.monotonic() - started
             self.signals.seen.wait(min(max(shortest, 20 * cost), MAX_POLL_SECONDS))
 

@@ -303,3 +303,27 @@ def test_progress_moves_on_a_terminal_and_is_plain_lines_elsewhere() -> None:
         assert "a [bracket] is shown" in text.getvalue()
         assert ("\x1b" in text.getvalue()) == is_terminal
     assert [duration(s) for s in (0.42, 12.3, 61, 7500)] == ["0.4 s", "12 s", "1 min 01 s", "2 h 05 min"]
+
+
+def test_a_dead_letter_of_another_task_in_the_books_of_a_step_is_not_counted_as_an_outcome(
+    toy: Callable, process: Callable, tmp_path: Path, quiet_outputs: dict[str, bytes]
+) -> None:
+    """It lies there when an older version's task, or a poisoned message, names the step."""
+    from cloudseg.tasking.envelope import Envelope
+    from cloudseg.tasking.receipts import DeadLetter, Receipts
+
+    it = toy(sleep_s=0.05)
+    queue = open_queue(f"fq://{tmp_path}/queue")
+    other = Envelope(root=f"file://{it.root}", step="toy_invert", task={"kind": "toy_gone/1"})
+    letter = DeadLetter(
+        task_id=other.task_id, kind=other.kind, step=other.step, reason="unknown", attempts=1, envelope=other
+    )
+    Receipts(open_objects(it.root), "toy_invert").write_dead(letter)
+    child = process("run", it.file, "--executor", queue.uri, "--workers", 0)
+    worker = process("worker", queue.uri, "--processes", 2)
+    code, _, err = finish(child)
+    assert code == 0, err
+    assert "left the queue without an outcome" not in err
+    worker.send_signal(signal.SIGTERM)
+    assert it.outputs() == quiet_outputs
+    assert Counter(it.runs()) == Counter(it.receipts())
