@@ -141,7 +141,9 @@ def connect(address: SqsAddress, uri: str, *, patience: Literal["long", "short"]
     )
     try:
         session = boto3.session.Session()
-        return session.client("sqs", region_name=address.region, endpoint_url=address.endpoint, config=config)
+        client = session.client(
+            "sqs", region_name=address.region, endpoint_url=address.endpoint, config=config
+        )
     except NoRegionError as error:
         raise SpecError(
             f"no region is known for {uri}: write sqs://REGION/{address.name}, or set AWS_DEFAULT_REGION, "
@@ -153,6 +155,18 @@ def connect(address: SqsAddress, uri: str, *, patience: Literal["long", "short"]
         raise SpecError(
             f"{uri}: {error}; AWS_ENDPOINT_URL must be a URL such as http://127.0.0.1:9324"
         ) from error
+    most = config.retries["total_max_attempts"]
+    client.meta.events.register_first("needs-retry.sqs", lambda **seen: _pause_after_429(most, **seen))
+    return client
+
+
+def _pause_after_429(most: int, *, attempts: int, response: Any = None, **_: Any) -> float | None:
+    """Return the seconds after which to ask again; None leaves it to boto3, which knows throttling by its code only.
+
+    A proxy or load balancer before SQS says 429 without one.
+    """
+    is_429 = response is not None and response[0].status_code == 429
+    return FIRST_WAIT_S * 2.0**attempts if is_429 and attempts < most else None
 
 
 @contextmanager

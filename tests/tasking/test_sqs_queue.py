@@ -19,7 +19,7 @@ from cloudseg.tasking.queue import Lease, Queue, QueueCounts, open_queue
 from cloudseg.tasking.sqs_client import SqsAddress
 from cloudseg.tasking.sqs_queue import MAX_RECEIVES, SqsQueue
 from cloudseg.testing.emulators import environment
-from cloudseg.testing.front import BatchFront, front, serving
+from cloudseg.testing.front import BatchFront, Fault, front, serving
 from cloudseg.testing.tasks import NoteTask
 
 Wrap = Callable[..., Envelope]
@@ -139,6 +139,18 @@ def test_a_stale_receipt_among_deletions_is_no_error_and_keeps_none_of_the_other
         queue = open_queue(sqs_uri)
         queue.delete_all(leased(queue, 3))
         assert queue.counts() == QueueCounts(0, 1, 0, approximate=True)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again_although_it_gives_no_code_of_sqs(aws: str, sqs_uri: str, status: int):
+    with front(aws) as before, environment(AWS_ENDPOINT_URL=before.url):
+        before.faults[:] = [Fault("", status=status, times=2)]
+        queue = open_queue(sqs_uri)
+        before.faults[:] = [Fault("SendMessageBatch", status=status, times=3)]
+        assert queue.insert(envelopes(3)) == 3
+        assert before.n_faults == 5
+    assert open_queue(sqs_uri).counts().ready == 3
 
 
 def test_large_messages_share_batches_no_larger_than_sqs_takes(sqs_uri: str):
