@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -31,7 +31,7 @@ from cloudseg.testing.runs import VOXEL_NM, cloudseg, print_table, real_or_phant
 from cloudseg.volumes import open_volume
 
 OURS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
-WATERZ = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # merged while 1 - mean affinity is below
+WATERZ = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # merged while 1 - mean affinity is below
 EXAMPLE = stage_options(Path(__file__).parents[1] / "examples" / "fib25.toml")
 MIN_SIZE_VX = round(EXAMPLE["agglomerate"]["min_size_um3"] / (VOXEL_NM[0] ** 3 * 1e-9))
 T_HIGH, EMPHASIS = EXAMPLE["supervoxels"]["t_high"], EXAMPLE["agglomerate"].get("emphasis", 0)
@@ -56,7 +56,7 @@ def ours(affinities: np.ndarray, threshold: float) -> np.ndarray:
 
 def theirs(affinities_zyx: np.ndarray, threshold: float) -> np.ndarray:
     """Run waterz on ``(3, z, y, x)`` float32; returns ``(z, y, x)``."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         runs = waterz.agglomerate(
             affinities_zyx,
             [threshold],
@@ -67,6 +67,20 @@ def theirs(affinities_zyx: np.ndarray, threshold: float) -> np.ndarray:
         )
         (labels,) = (run.copy() for run in runs)
     return labels
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Send what compiled code prints nowhere."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def timed(function: Callable[..., np.ndarray], *args: object) -> tuple[np.ndarray, float]:

@@ -6,111 +6,97 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from cloudseg.ops.region_graph import RegionGraph, Sizes
-from cloudseg.ops.remap import distinct
+from cloudseg.ops.edges import Edges
 from cloudseg.ops.union_find import roots
 
-Ids = npt.NDArray[np.uint64]
+Flags = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
+Names = npt.NDArray[np.int64]
 
 
 def absorb_complete(
-    small: RegionGraph, *, open_ids: Ids, sizes: Sizes, min_size_vx: int
-) -> tuple[RegionGraph, tuple[Ids, Ids]]:
-    """Absorb the small segments that no open segment has a say in; return the edges that are left, and the renaming.
+    small: Edges, *, is_open: Flags, n_voxels: Counts, min_size_vx: int
+) -> tuple[Edges, Names]:
+    """Absorb the small segments that no open segment has a say in.
 
     Small segments that touch decide together, as they may join. Such a group looks at nothing but its own edges, so
     once neither a member nor a neighbour can grow any more, its outcome is the one that the whole volume would give.
+
+    Parameters
+    ----------
+    small
+        Every edge with a small end that a node knows; each pair once.
+    is_open, n_voxels
+        ``(n,)``, by segment: whether it may still grow, its size.
+    min_size_vx
+        What counts as small.
+
+    Returns
+    -------
+    edges, name
+        The edges that are left, sorted; ``(n,)``: the new name of each segment, the smallest of those that became one.
     """
+    n = len(is_open)
     if small.n_edges == 0:
-        return small, (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
-    ids = distinct(np.concatenate([small.u, small.v]))
-    u, v = np.searchsorted(ids, small.u), np.searchsorted(ids, small.v)
-    is_open = np.isin(ids, open_ids)
-    is_small = ~is_open & (sizes.of(ids) < min_size_vx)
-    touching = is_small[u] & is_small[v]
-    group = roots(len(ids), u[touching], v[touching])
-    must_wait = np.zeros(len(ids), np.bool_)
+        return small, np.arange(n)
+    u, v = small.u, small.v
+    is_small = ~is_open & (n_voxels < min_size_vx)
+    touching = np.flatnonzero(is_small[u] & is_small[v])
+    group = roots(n, u[touching], v[touching])
+    must_wait = np.zeros(n, np.bool_)
     must_wait[group[u[is_small[u] & is_open[v]]]] = True
     must_wait[group[v[is_small[v] & is_open[u]]]] = True
     ready = is_small & ~must_wait[group]
     mine = ready[u] | ready[v]
-    renaming = absorb_small(small.take(mine), sizes=sizes, min_size_vx=min_size_vx)
-    return small.take(~mine).renamed(*renaming), renaming
+    name = absorb_small(small.take(mine), n_voxels=n_voxels, min_size_vx=min_size_vx)
+    return small.take(~mine).renamed(name), name
 
 
-def absorb_small(
-    small: RegionGraph, *, sizes: Sizes, min_size_vx: int, threshold: float = 0.0
-) -> tuple[Ids, Ids]:
+def absorb_small(small: Edges, *, n_voxels: Counts, min_size_vx: int) -> Names:
     """Give each small segment to the neighbour it is best connected to, round after round.
 
-    In a round each segment under ``min_size_vx`` picks the neighbour with the highest mean affinity (ties: the smaller
-    key); picks are joined, edges pooled, and what is still small picks again. The rule looks at the whole volume's
+    In a round each segment under ``min_size_vx`` picks the neighbour with the highest mean affinity (ties: the lower
+    rank); picks are joined, edges pooled, and what is still small picks again. The rule looks at the whole volume's
     segments only, so it does not depend on tiling. Project-defined; zwatershed's clean-up has the same purpose.
 
     Parameters
     ----------
     small
-        Every edge with a small end, between final segments.
-    sizes
-        Final sizes of every segment in ``small``.
+        Every edge with a small end, between final segments; each pair once.
+    n_voxels
+        ``(n,)``: final size of every segment in ``small``.
     min_size_vx
         What counts as small.
-    threshold
-        Lowest mean affinity (0..255) across which a small segment may be given away.
 
     Returns
     -------
-    old, new
-        Renamed ids, sorted by ``old``; a joined segment is named by its smallest id.
+    ``(n,)``: the new name of each segment; a joined segment is named by its smallest.
     """
-    ids = distinct(np.concatenate([small.u, small.v]))
-    name = np.arange(len(ids))
-    size = sizes.of(ids)
-    u, v = np.searchsorted(ids, small.u), np.searchsorted(ids, small.v)
-    graph = RegionGraph(
-        u.astype(np.uint64), v.astype(np.uint64), small.total, small.weight, small.key_u, small.key_v
-    )
+    name = np.arange(len(n_voxels))
+    size = n_voxels
+    edges = small
     while True:
-        usable = graph.total >= threshold * graph.weight
-        picks = _best_neighbours(graph.take(usable), size < min_size_vx)
-        if len(picks[0]) == 0:
-            break
-        root = roots(len(ids), *picks)
+        is_small = size < min_size_vx
+        edges = edges.take(is_small[edges.u] | is_small[edges.v])
+        best = _best_edges(edges.u, edges.v, edges.mean, edges.rank, is_small)
+        picking = np.flatnonzero(best >= 0)
+        if len(picking) == 0:
+            return name
+        u, v = edges.u[best[picking]], edges.v[best[picking]]
+        root = roots(len(name), u, v)
         name = root[name]
-        size = np.bincount(root, weights=size, minlength=len(ids)).astype(np.int64)
-        graph = graph.renamed(np.arange(len(ids), dtype=np.uint64), root.astype(np.uint64))
-    changed = name != np.arange(len(ids))
-    return ids[changed], ids[name[changed]]
-
-
-def _best_neighbours(
-    graph: RegionGraph, is_small: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.int64], ...]:
-    """For each small segment with a neighbour: itself and the neighbour it picks."""
-    u, v = graph.u.astype(np.int64), graph.v.astype(np.int64)
-    best = _best_edges(u, v, graph.total / graph.weight, graph.key_u, graph.key_v, is_small)
-    small = np.flatnonzero(best >= 0)
-    edge = best[small]
-    return small, np.where(u[edge] == small, v[edge], u[edge])
+        size = np.bincount(root, weights=size, minlength=len(name)).astype(np.int64)
+        edges = edges.renamed(root)
 
 
 @numba.njit(cache=True)
-def _best_edges(u, v, mean, key_u, key_v, is_small):  # type: ignore[no-untyped-def]
-    """Edge with the highest mean (ties: the smaller key) of each small node; -1 where there is none."""
+def _best_edges(u, v, mean, rank, is_small):  # type: ignore[no-untyped-def]
+    """Edge with the highest mean (ties: the lower rank) of each small segment; -1 where there is none."""
     best = np.full(is_small.size, -1, np.int64)
     for e in range(u.size):
-        for end in range(2):
-            node = u[e] if end == 0 else v[e]
-            if not is_small[node]:
-                continue
-            f = best[node]
-            if (
-                f < 0
-                or mean[e] > mean[f]
-                or (
-                    mean[e] == mean[f]
-                    and (key_u[e] < key_u[f] or (key_u[e] == key_u[f] and key_v[e] < key_v[f]))
-                )
-            ):
-                best[node] = e
+        for node in (u[e], v[e]):
+            if is_small[node]:
+                f = best[node]
+                if f < 0 or mean[e] > mean[f] or (mean[e] == mean[f] and rank[e] < rank[f]):
+                    best[node] = e
     return best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import Box
-from cloudseg.ops.remap import distinct, lookup
+from cloudseg.ops.edges import Edges, pairs
+from cloudseg.ops.remap import distinct, places
+from cloudseg.ops.runs import Runs
 
 Ids = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -47,6 +49,11 @@ class RegionGraph:
         """Number of edges."""
         return len(self.u)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing was pooled yet, so that each edge's key is its pair of ids."""
+        return np.array_equal(self.key_u, self.u) and np.array_equal(self.key_v, self.v)
+
     @classmethod
     def empty(cls) -> Self:
         """Return the graph without edges."""
@@ -54,50 +61,70 @@ class RegionGraph:
         return cls(ids, ids, counts, counts, ids, ids)
 
     @classmethod
-    def pooled(cls, parts: Iterable[RegionGraph]) -> Self:
+    def pooled(cls, parts: Sequence[RegionGraph]) -> RegionGraph:
         """Return the union of ``parts``: totals and weights of the same pair add, keys take the larger."""
-        listed = [p for p in parts if p.n_edges]
-        if not listed:
-            return cls.empty()
-        columns = {n: np.concatenate([getattr(p, n) for p in listed]) for n in cls.__dataclass_fields__}
-        return cls.of_pairs(**columns)
+        numbering = Numbering.of(parts)
+        return numbering.named(numbering.edges(parts).pooled())
+
+
+@dataclass(frozen=True, slots=True)
+class Numbering:
+    """Numbers for the ids and keys of some region graphs, in the order of the ids and keys themselves.
+
+    Attributes
+    ----------
+    ids
+        ``(n,)`` uint64, sorted: id by number.
+    key_ids, keys
+        ``(k,)`` uint64, sorted: the ids that occur in keys; ``(r,)`` uint64, sorted: key by rank, as the pair of the
+        places of its ids in ``key_ids``.
+    """
+
+    ids: Ids
+    key_ids: Ids
+    keys: Ids
 
     @classmethod
-    def of_pairs(cls, *, u: Ids, v: Ids, total: Counts, weight: Counts, key_u: Ids, key_v: Ids) -> Self:
-        """Return the graph of edges given in any order, orientation and number of pieces."""
-        if len(u) == 0:
-            return cls.empty()
-        low, high = np.minimum(u, v), np.maximum(u, v)
-        # The key is the last of the sort keys, so that the last edge of a group carries the largest.
-        order = np.lexsort((key_v, key_u, high, low))
-        low, high = low[order], high[order]
-        first = np.flatnonzero(np.concatenate([[True], (low[1:] != low[:-1]) | (high[1:] != high[:-1])]))
-        last = np.concatenate([first[1:], [len(low)]]) - 1
-        return cls(
-            low[first],
-            high[first],
-            np.add.reduceat(total[order], first),
-            np.add.reduceat(weight[order], first),
-            key_u[order][last],
-            key_v[order][last],
+    def of(cls, graphs: Sequence[RegionGraph], *, and_ids: Ids | None = None) -> Self:
+        """Number what occurs in ``graphs``, and ``and_ids``."""
+        ids = _distinct_of(
+            [*(c for g in graphs for c in (g.u, g.v)), *([] if and_ids is None else [and_ids])]
         )
+        if all(g.is_fresh for g in graphs):
+            key_ids = ids
+        else:
+            key_ids = _distinct_of([c for g in graphs for c in (g.key_u, g.key_v)])
+        keys = _distinct_of([cls._pairs(g, key_ids) for g in graphs])
+        return cls(ids, key_ids, keys)
 
-    def in_order(self) -> RegionGraph:
-        """Return the same edges sorted by ``(u, v)``; each pair is there once already."""
-        order = np.lexsort((self.v, self.u))
-        return RegionGraph(*(getattr(self, n)[order] for n in self.__dataclass_fields__))
+    @staticmethod
+    def _pairs(graph: RegionGraph, key_ids: Ids) -> Ids:
+        return pairs(places(graph.key_u, key_ids), places(graph.key_v, key_ids))
 
-    def take(self, which: npt.NDArray[np.bool_]) -> RegionGraph:
-        """Return the edges where ``which`` is True."""
-        return RegionGraph(*(getattr(self, n)[which] for n in self.__dataclass_fields__))
+    def edges(self, graphs: Sequence[RegionGraph]) -> Edges:
+        """Return the edges of ``graphs``, one after the other, as they are."""
+        parts = [
+            Edges(
+                places(g.u, self.ids),
+                places(g.v, self.ids),
+                g.total,
+                g.weight,
+                places(self._pairs(g, self.key_ids), self.keys),
+            )
+            for g in graphs
+        ]
+        return Edges.joined(parts) if parts else Edges.joined([self.edges([RegionGraph.empty()])])
 
-    def renamed(self, old: Ids, new: Ids) -> RegionGraph:
-        """Rename both ends, drop edges that became loops, pool parallel ones; ``old`` is sorted."""
-        u, v = lookup(self.u, old, new), lookup(self.v, old, new)
-        apart = u != v
-        g = self.take(apart)
-        return RegionGraph.of_pairs(
-            u=u[apart], v=v[apart], total=g.total, weight=g.weight, key_u=g.key_u, key_v=g.key_v
+    def named(self, edges: Edges) -> RegionGraph:
+        """Return ``edges`` with ids and keys; they are sorted, ``u < v``."""
+        key = self.keys[edges.rank]
+        return RegionGraph(
+            self.ids[edges.u],
+            self.ids[edges.v],
+            edges.total,
+            edges.weight,
+            self.key_ids[key >> np.uint64(32)],
+            self.key_ids[key & np.uint64(0xFFFFFFFF)],
         )
 
 
@@ -116,10 +143,6 @@ class Sizes:
         if len(parts) == 1:
             return parts[0]
         return cls._summed(np.concatenate([p.ids for p in parts]), np.concatenate([p.n for p in parts]))
-
-    def renamed(self, old: Ids, new: Ids) -> Sizes:
-        """Return the sizes after ``old[i]`` became ``new[i]``."""
-        return self._summed(lookup(self.ids, old, new), self.n)
 
     @classmethod
     def _summed(cls, ids: Ids, n: Counts) -> Self:
@@ -168,19 +191,28 @@ def region_graph(
         raise SpecError(
             f"affinities must be uint8 of shape {(3, *core.shape)}, got {affinities.dtype} of {affinities.shape}"
         )
-    low = np.array([a - b for a, b in zip(core.start, outer.start, strict=True)], np.int64)
-    edges = _collect(
-        labels.reshape(-1, order="F"),
-        affinities[0].reshape(-1, order="F"),
-        affinities[1].reshape(-1, order="F"),
-        affinities[2].reshape(-1, order="F"),
-        np.array(outer.shape, np.int64),
-        low,
-        np.array(core.shape, np.int64),
-        *_face_weights(emphasis),
+    runs = Runs.of(labels)
+    edges = edges_of_runs(runs, affinities, core=core, bounds=bounds, emphasis=emphasis)
+    u, v = runs.ids[edges.u], runs.ids[edges.v]
+    return RegionGraph(u, v, edges.total, edges.weight, u, v)
+
+
+def edges_of_runs(
+    runs: Runs, affinities: npt.NDArray[np.uint8], *, core: Box, bounds: Box, emphasis: int
+) -> Edges:
+    """Return what :func:`region_graph` returns, between places in ``runs.ids``; the rank is the edge's own place."""
+    x, y, z = (
+        a - b for a, b in zip(core.start, core.with_lower_neighbours(bounds=bounds).start, strict=True)
     )
-    u, v, total, weight = np.ascontiguousarray(edges[np.lexsort((edges[:, 1], edges[:, 0]))].T)
-    return RegionGraph(u, v, total.astype(np.int64), weight.astype(np.int64), u, v)
+    # Small weights keep the sums of large segments below 2**53, where floats are exact too.
+    unit = math.gcd(255, emphasis)
+    ax, ay, az = (affinities[axis].reshape(-1, order="F") for axis in range(3))
+    nx, ny, nz = runs.shape
+    faces = _collect(
+        runs.rows, runs.begin, runs.place, ax, ay, az, nx, ny, nz, x, y, z, 255 // unit, emphasis // unit
+    )
+    pair, total, weight = np.ascontiguousarray(faces.T)
+    return Edges.summed(pair, total.astype(np.int64), weight.astype(np.int64))
 
 
 def face_ids(labels: Ids, *, core: Box, bounds: Box) -> dict[str, Ids]:
@@ -217,24 +249,9 @@ def face_ids(labels: Ids, *, core: Box, bounds: Box) -> dict[str, Ids]:
 
 
 def sizes(labels: Ids) -> tuple[Ids, Counts]:
-    """Return the ids of ``labels`` (any shape) except 0, sorted, and their numbers of voxels."""
-    ids, n = _run_sizes(labels.reshape(-1, order="F"))
-    order = np.argsort(ids, kind="stable")
-    ids, n = ids[order], n[order]
-    if len(ids) == 0:
-        return ids, n
-    first = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-    summed: Counts = np.add.reduceat(n, first)
-    return ids[first], summed
-
-
-def _face_weights(emphasis: int) -> tuple[Ids, Ids]:
-    """``(256,)`` each: what a face of each affinity adds to ``total`` and to ``weight``; whole, so sums are exact."""
-    affinity = np.arange(256, dtype=np.uint64)
-    # Small weights keep the sums of large segments below 2**53, where floats are exact too.
-    unit = math.gcd(255, emphasis)
-    weight = np.uint64(255 // unit) + np.uint64(emphasis // unit) * affinity
-    return weight * affinity, weight
+    """Return the ids of ``labels``, ``(x, y, z)``, except 0, sorted, and their numbers of voxels."""
+    runs = Runs.of(labels)
+    return runs.ids, runs.sizes()
 
 
 def _ids(labels: Ids) -> Ids:
@@ -243,121 +260,115 @@ def _ids(labels: Ids) -> Ids:
     return named
 
 
+def _distinct_of(columns: list[Ids]) -> Ids:
+    """Return the different ids of some columns, sorted."""
+    if not columns:
+        return np.zeros(0, np.uint64)
+    return distinct(np.concatenate([distinct(c) for c in columns]))
+
+
 @numba.njit(cache=True)
-def _run_sizes(flat):  # type: ignore[no-untyped-def]
-    """Ids and lengths of the runs of equal non-zero ids; runs are few, so sorting them is cheap."""
-    n = 0
-    for i in range(flat.size):
-        if flat[i] != 0 and (i == 0 or flat[i] != flat[i - 1]):
+def _note(recent, listed, n, a, b, total, weight):  # type: ignore[no-untyped-def]
+    """Add to the pair's row of ``recent``; list what another pair pushes out of it. Return the length of the list."""
+    pair = (np.uint64(min(a, b)) << np.uint64(32)) | np.uint64(max(a, b))
+    at = (pair * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(51)
+    if recent[at, 0] != pair:
+        if recent[at, 2] != 0:  # weights are positive: the row is not free
+            listed[n, 0], listed[n, 1], listed[n, 2] = recent[at, 0], recent[at, 1], recent[at, 2]
             n += 1
-    ids, length = np.empty(n, np.uint64), np.empty(n, np.int64)
-    k = -1
-    for i in range(flat.size):
-        if flat[i] == 0:
-            continue
-        if i == 0 or flat[i] != flat[i - 1]:
+        recent[at, 0], recent[at, 1], recent[at, 2] = pair, np.uint64(0), np.uint64(0)
+    recent[at, 1] += np.uint64(total)
+    recent[at, 2] += np.uint64(weight)
+    return n
+
+
+@numba.njit(cache=True)
+def _note_row(recent, listed, n, begin, place, j, k, high, first, step, link, shift, plain, emphasis):  # type: ignore[no-untyped-def]
+    """Note the faces between runs ``k ... high - 1`` of a row, from voxel ``first``, and ``j ...`` of the row below."""
+    p = first
+    while begin[k + 1] <= p:
+        k += 1
+    while begin[j + 1] + step <= p:
+        j += 1
+    while k < high:
+        end, end_below = begin[k + 1], begin[j + 1] + step
+        stop = min(end, end_below)
+        a, b = place[j], place[k]
+        if a != b and a >= 0 and b >= 0:
+            once, twice = np.int64(0), np.int64(0)
+            for q in range(p - shift, stop - shift):
+                affinity = np.int64(link[q])
+                once += affinity
+                twice += affinity * affinity
+            n = _note(
+                recent, listed, n, a, b, plain * once + emphasis * twice, plain * (stop - p) + emphasis * once
+            )
+        p = stop
+        if end == stop:
             k += 1
-            ids[k], length[k] = flat[i], 0
-        length[k] += 1
-    return ids, length
+        if end_below == stop:
+            j += 1
+    return n
 
 
 @numba.njit(cache=True)
-def _place(table, u, v):  # type: ignore[no-untyped-def]
-    """Row of the pair in the open-addressing ``table`` of (u, v, total, weight), or the free row where it belongs.
+def _collect(rows, begin, place, ax, ay, az, nx, ny, nz, low_x, low_y, low_z, plain, emphasis):  # type: ignore[no-untyped-def]
+    """Sum weighted affinities and weights of the faces between runs of different labels; rows of pair, total, weight.
 
-    A record is one row, so that a lookup touches one cache line; ``u`` is never 0, which marks a free row.
+    ``rows``, ``begin``, ``place``, ``nx``, ``ny``, ``nz`` describe labels that reach ``low`` voxels further down than
+    the affinities. Faces of one pair lie together, so a small table that fits the processor's cache adds most of them
+    up; what is pushed out of it goes to the list, where a pair may stand several times.
     """
-    mask = np.uint64(table.shape[0] - 1)
-    h = (u * np.uint64(0x9E3779B97F4A7C15)) ^ (v * np.uint64(0xC2B2AE3D27D4EB4F))
-    at = (h ^ (h >> np.uint64(32))) & mask
-    while table[at, 0] != 0 and (table[at, 0] != u or table[at, 1] != v):
-        at = (at + np.uint64(1)) & mask
-    return at
-
-
-@numba.njit(cache=True)
-def _grown(table):  # type: ignore[no-untyped-def]
-    larger = np.zeros((2 * table.shape[0], 4), np.uint64)
-    for k in range(table.shape[0]):
-        if table[k, 0] != 0:
-            larger[_place(larger, table[k, 0], table[k, 1])] = table[k]
-    return larger
-
-
-@numba.njit(cache=True)
-def _add(table, n, record):  # type: ignore[no-untyped-def]
-    """Add one record to the table; return the table (a larger one if it was half full) and its number of rows."""
-    at = _place(table, record[0], record[1])
-    if table[at, 0] == 0:
-        if 2 * n >= table.shape[0]:
-            table = _grown(table)
-            at = _place(table, record[0], record[1])
-        table[at, 0], table[at, 1] = record[0], record[1]
-        n += 1
-    table[at, 2] += record[2]
-    table[at, 3] += record[3]
-    return table, n
-
-
-@numba.njit(cache=True)
-def _collect(labels, ax, ay, az, shape, low, size, worth, weight):  # type: ignore[no-untyped-def]
-    """Sum ``worth`` and ``weight`` of the faces' affinities by pair.
-
-    Faces of one pair lie together, so a small table that fits the processor's cache takes them first; what is pushed
-    out of it, a few records a voxel row, goes to the large one.
-    """
-    table = np.zeros((1 << 12, 4), np.uint64)
-    recent = np.zeros((1 << 13, 4), np.uint64)
-    row = np.zeros(size[0], np.uint8)
+    recent = np.zeros((1 << 13, 3), np.uint64)
+    listed = np.empty((max(1024, begin.size), 3), np.uint64)
     n = 0
-    nx, ny = shape[0], shape[0] * shape[1]
-    p = 0
-    for cz in range(size[2]):
-        for cy in range(size[1]):
-            i = low[0] + nx * (cy + low[1]) + ny * (cz + low[2])
-            # Which of the three lower neighbours differ, a whole row at a time and without a branch.
-            has_y, has_z = cy + low[1] > 0, cz + low[2] > 0
-            step_y, step_z = (nx if has_y else 0), (ny if has_z else 0)
-            for cx in range(size[0]):
-                b = labels[i + cx]
-                before = labels[i + cx - 1] if cx + low[0] > 0 else b
-                differs = np.uint8(before != b) | (np.uint8(labels[i + cx - step_y] != b) << np.uint8(1))
-                differs |= np.uint8(labels[i + cx - step_z] != b) << np.uint8(2)
-                row[cx] = differs * np.uint8(b != 0)
-            for cx in range(size[0]):
-                if row[cx] == 0:
-                    continue
-                b = labels[i + cx]
-                for axis in range(3):
-                    if not (row[cx] >> axis) & 1:
-                        continue
-                    if axis == 0:
-                        a, link = labels[i + cx - 1], ax[p + cx]
-                    elif axis == 1:
-                        a, link = labels[i + cx - nx], ay[p + cx]
-                    else:
-                        a, link = labels[i + cx - ny], az[p + cx]
-                    if a == 0:
-                        continue
-                    u, v = min(a, b), max(a, b)
-                    h = (u * np.uint64(0x9E3779B97F4A7C15)) ^ (v * np.uint64(0xC2B2AE3D27D4EB4F))
-                    at = h >> np.uint64(51)
-                    if recent[at, 0] != u or recent[at, 1] != v:
-                        if recent[at, 0] != 0:
-                            table, n = _add(table, n, recent[at])
-                        recent[at, 0], recent[at, 1] = u, v
-                        recent[at, 2], recent[at, 3] = np.uint64(0), np.uint64(0)
-                    recent[at, 2] += worth[link]
-                    recent[at, 3] += weight[link]
-            p += size[0]
-    for at in range(recent.shape[0]):
-        if recent[at, 0] != 0:
-            table, n = _add(table, n, recent[at])
-    edges = np.empty((n, 4), np.uint64)
-    k = 0
-    for at in range(table.shape[0]):
-        if table[at, 0] != 0:
-            edges[k] = table[at]
-            k += 1
-    return edges
+    for z in range(low_z, nz):
+        for y in range(low_y, ny):
+            if n + 3 * nx > listed.shape[0]:
+                listed = np.concatenate((listed, np.empty((listed.shape[0] + 3 * nx, 3), np.uint64)))
+            row = y + ny * z
+            low, high, first = rows[row], rows[row + 1], row * nx + low_x
+            # A voxel of this row has the affinity at its own index less this: rows of affinities are shorter.
+            shift = first - (nx - low_x) * (y - low_y + (ny - low_y) * (z - low_z))
+            for k in range(low + 1, high):
+                a, b = place[k - 1], place[k]
+                if a != b and a >= 0 and b >= 0 and begin[k] >= first:
+                    affinity = np.int64(ax[begin[k] - shift])
+                    weight = plain + emphasis * affinity
+                    n = _note(recent, listed, n, a, b, weight * affinity, weight)
+            if y > 0:
+                n = _note_row(
+                    recent,
+                    listed,
+                    n,
+                    begin,
+                    place,
+                    rows[row - 1],
+                    low,
+                    high,
+                    first,
+                    nx,
+                    ay,
+                    shift,
+                    plain,
+                    emphasis,
+                )
+            if z > 0:
+                n = _note_row(
+                    recent,
+                    listed,
+                    n,
+                    begin,
+                    place,
+                    rows[row - ny],
+                    low,
+                    high,
+                    first,
+                    nx * ny,
+                    az,
+                    shift,
+                    plain,
+                    emphasis,
+                )
+    left = recent[recent[:, 2] != 0]
+    return np.concatenate((listed[:n], left))

@@ -92,6 +92,13 @@ def lookup(ids: Ids, old: Ids, new: Ids) -> Ids:
     return np.where(old[at] == ids, new[at], ids)
 
 
+def places(ids: Ids, table: Ids) -> npt.NDArray[np.int32]:
+    """Return where each of ``ids`` stands in ``table``, which is sorted, without repeats, and has them all."""
+    if len(ids) == len(table) and np.array_equal(ids, table):
+        return np.arange(len(ids), dtype=np.int32)
+    return np.searchsorted(table, ids).astype(np.int32)
+
+
 def distinct(ids: Ids) -> Ids:
     """Return the different ids of a flat array, sorted. Sorting is several times faster here than numpy's hashing."""
     ordered = np.sort(ids)

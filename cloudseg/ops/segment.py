@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cloudseg.geometry import Box
-from cloudseg.ops.agglomerate import Rule, agglomerate
-from cloudseg.ops.region_graph import Sizes, region_graph, sizes
-from cloudseg.ops.remap import remap
+from cloudseg.ops.agglomerate import Rule, decide
+from cloudseg.ops.region_graph import edges_of_runs
+from cloudseg.ops.runs import Runs
 from cloudseg.ops.watershed import supervoxels
 
 Ids = npt.NDArray[np.uint64]
@@ -19,10 +19,28 @@ Ids = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """Supervoxels and segments, both ``(x, y, z)`` uint64 in Fortran order; 0 is background."""
+    """Supervoxels and segments of a volume.
 
-    supervoxels: Ids
-    segments: Ids
+    Attributes
+    ----------
+    runs
+        Where the supervoxels are.
+    names
+        ``(n,)`` uint64: the segment of each supervoxel in ``runs.ids``.
+    """
+
+    runs: Runs
+    names: Ids
+
+    @property
+    def supervoxels(self) -> Ids:
+        """``(x, y, z)`` uint64 in Fortran order; 0 is background. Computed at each call."""
+        return self.runs.labels()
+
+    @property
+    def segments(self) -> Ids:
+        """``(x, y, z)`` uint64 in Fortran order; 0 is background. Computed at each call."""
+        return self.runs.labels(self.names)
 
 
 def segment(
@@ -51,8 +69,8 @@ def segment(
     """
     _, nx, ny, nz = affinities.shape
     box = Box.of_shape((nx, ny, nz))
-    labels = supervoxels(affinities, core=box, bounds=box, t_low=t_low, t_high=t_high, mask=mask).labels
-    graph = region_graph(labels, affinities, core=box, bounds=box, emphasis=emphasis)
-    n_voxels = Sizes(*sizes(labels)) if rule.min_size_vx or rule.guard_affinity else Sizes.added([])
-    merged = agglomerate(graph, frozen=np.zeros(0, np.uint64), sizes=n_voxels, rule=rule)
-    return Segmented(labels, remap(labels, merged.old, merged.new))
+    fragments = supervoxels(affinities, core=box, bounds=box, t_low=t_low, t_high=t_high, mask=mask)
+    edges = edges_of_runs(fragments.runs, affinities, core=box, bounds=box, emphasis=emphasis)
+    nothing = np.zeros(len(fragments.n_voxels), np.bool_)
+    decided = decide(edges, is_frozen=nothing, n_voxels=fragments.n_voxels, rule=rule)
+    return Segmented(fragments.runs, fragments.runs.ids[decided.name])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +31,7 @@ def components(a: Ids, b: Ids) -> tuple[Ids, Ids]:
     return ids[changed], ids[root[changed]]
 
 
-def roots(n: int, a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def roots(n: int, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Return, for each of ``n`` places, the smallest place that the pairs ``a[k] - b[k]`` join it with."""
     joined: npt.NDArray[np.int64] = _roots(n, a, b)
     return joined

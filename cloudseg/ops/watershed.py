@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import Box
+from cloudseg.ops.runs import Runs, place_type
 
 Links = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
@@ -35,15 +36,23 @@ class BlockLabels:
 
     Attributes
     ----------
-    labels
-        ``(x, y, z)`` uint64 over the core: one more than the smallest global voxel index (x fastest, in the volume)
-        of the fragment; 0 where no link reaches ``t_low``.
+    runs
+        Runs of fragments over the core. A fragment is called one more than the smallest global voxel index (x fastest,
+        in the volume) in it; background where no link reaches ``t_low``.
+    n_voxels
+        Size of each fragment, by its place in ``runs.ids``.
     crossings
         For each axis, a bool array over the core's lower face: whether the link across it is kept.
     """
 
-    labels: npt.NDArray[np.uint64]
+    runs: Runs
+    n_voxels: npt.NDArray[np.int64]
     crossings: tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]
+
+    @property
+    def labels(self) -> npt.NDArray[np.uint64]:
+        """``(x, y, z)`` uint64 over the core, in Fortran order; 0 is background. Computed at each call."""
+        return self.runs.labels()
 
 
 def halo_of(core: Box, *, bounds: Box) -> Box:
@@ -105,70 +114,91 @@ def supervoxels(
         raise SpecError(
             f"thresholds must satisfy 1 <= t_low <= t_high (uint8 scale), got {t_low} and {t_high}"
         )
-    ax, ay, az = (
-        _existing_links(affinities[axis], axis=axis, outer=outer, masked=masked, bounds=bounds, mask=mask)
-        for axis in range(3)
-    )
+    links = [_links(affinities[axis], axis=axis, outer=outer, masked=masked, mask=mask) for axis in range(3)]
+    ax, ay, az = links
+    # At the volume's lower border there are links in the array, but nothing to link to.
+    open_below = np.array([a > b for a, b in zip(outer.start, bounds.start, strict=True)])
     low = np.array([a - b for a, b in zip(core.start, outer.start, strict=True)], np.int64)
     size = np.array(core.shape, np.int64)
-    outer_shape = np.array(outer.shape, np.int64)
-    parent = np.empty(core.n_voxels, np.int64 if core.n_voxels >= 2**31 else np.int32)
-    codes = _strongest(ax, ay, az, outer_shape, low, size, t_low=t_low)
-    _join(ax, ay, az, outer_shape, low, size, np.int32(t_high), codes, parent)
-    labels = np.empty(core.n_voxels, np.uint64)
-    at = np.array([a - b for a, b in zip(core.start, bounds.start, strict=True)], np.int64)
-    _name(parent, labels, size, at, np.array(bounds.shape, np.int64))
+    shape = np.array(outer.shape, np.int64)
+
+    def picked(at: Places, of: Places) -> Links:
+        codes = np.empty(int(of.prod()), np.uint8)
+        _pick(ax, ay, az, shape, open_below, at, of, np.uint8(t_low), codes)
+        return codes
+
+    runs, n_voxels = _label(
+        ax, ay, az, shape, low, picked(low, size), core=core, bounds=bounds, t_high=t_high
+    )
     crossings = []
-    for axis, links in enumerate((ax, ay, az)):
-        face = [slice(a, a + n) for a, n in zip(low, size, strict=True)]
-        face[axis] = slice(low[axis], low[axis] + 1)
-        kept = links.reshape(outer.shape, order="F")[tuple(face)] >= t_high
-        kept |= codes.reshape(core.shape, order="F")[(slice(None),) * axis + (slice(0, 1),)] == axis
-        if low[axis] > 0:
-            # The voxels below belong to another block, which decides about them by the same rule.
-            below, thin = low.copy(), size.copy()
-            below[axis], thin[axis] = low[axis] - 1, 1
-            picked = _strongest(ax, ay, az, outer_shape, below, thin, t_low=t_low)
-            kept |= picked.reshape(kept.shape, order="F") == axis + 3
+    for axis in range(3):
+        thin = size.copy()
+        thin[axis] = 1
+        if low[axis] == 0:
+            crossings.append(np.zeros(np.delete(size, axis), np.bool_))
+            continue
+        face = [slice(a, a + n) for a, n in zip(low, thin, strict=True)]
+        kept = links[axis].reshape(outer.shape, order="F")[tuple(face)] >= t_high
+        kept |= picked(low, thin).reshape(kept.shape, order="F") == axis
+        # The voxels below belong to another block, which decides about them by the same rule.
+        below = low.copy()
+        below[axis] -= 1
+        kept |= picked(below, thin).reshape(kept.shape, order="F") == axis + 3
         crossings.append(kept.squeeze(axis))
-    return BlockLabels(labels.reshape(core.shape, order="F"), (crossings[0], crossings[1], crossings[2]))
+    return BlockLabels(runs, n_voxels, (crossings[0], crossings[1], crossings[2]))
 
 
-def _strongest(
-    ax: Links, ay: Links, az: Links, shape: Places, low: Places, size: Places, *, t_low: int
-) -> Links:
-    """Return the direction of the strongest link of each voxel of a box, flat: 0-2 lower, 3-5 upper, 6 for none."""
-    codes = np.empty(int(size.prod()), np.uint8)
-    _pick(ax, ay, az, shape, low, size, np.int32(t_low), codes)
-    return codes
-
-
-def _existing_links(
-    affinity: npt.NDArray[np.uint8],
+def _label(
+    ax: Links,
+    ay: Links,
+    az: Links,
+    shape: Places,
+    low: Places,
+    codes: Links,
     *,
-    axis: int,
-    outer: Box,
-    masked: Box,
+    core: Box,
     bounds: Box,
-    mask: npt.NDArray[Any] | None,
-) -> npt.NDArray[np.uint8]:
-    """Return one channel, flat with x fastest; links out of the volume or to masked voxels become 0."""
-    at_border = outer.start[axis] == bounds.start[axis]
-    if not at_border and mask is None:
+    t_high: int,
+) -> tuple[Runs, npt.NDArray[np.int64]]:
+    """Join the voxels of the core along kept links; return the fragments' runs and sizes."""
+    size = np.array(core.shape, np.int64)
+    events = np.empty(core.n_voxels, np.uint8)
+    n_pieces = _mark(ax, ay, az, shape, low, size, np.uint8(t_high), codes, events)
+    dtype = place_type(core.n_voxels)
+    parent, start = np.empty(n_pieces, dtype), np.empty(n_pieces + 1, dtype)
+    start[n_pieces] = core.n_voxels
+    n_fragments = _join(events, size, parent, start)
+    rows, begin = np.empty(size[1] * size[2] + 1, dtype), np.empty(n_pieces + 1, dtype)
+    place, first = np.empty(n_pieces, dtype), np.empty(n_fragments, dtype)
+    n_voxels = np.zeros(n_fragments, np.int64)
+    n_runs = _settle(parent, start, core.shape[0], rows, begin, place, first, n_voxels)
+    # The first voxel of a fragment in scan order has its smallest index, here and in the volume.
+    x, y, z = (
+        i + a - b
+        for i, a, b in zip(
+            np.unravel_index(first.astype(np.int64), core.shape, order="F"),
+            core.start,
+            bounds.start,
+            strict=True,
+        )
+    )
+    names = (x + bounds.shape[0] * (y + bounds.shape[1] * z) + 1).astype(np.uint64)
+    return Runs(core.shape, rows, begin[: n_runs + 1].copy(), place[:n_runs].copy(), names), n_voxels
+
+
+def _links(
+    affinity: npt.NDArray[np.uint8], *, axis: int, outer: Box, masked: Box, mask: npt.NDArray[Any] | None
+) -> Links:
+    """Return one channel, flat with x fastest; links of masked voxels become 0."""
+    if mask is None:
         return affinity.reshape(-1, order="F")
     links = np.array(affinity, order="F")
-    if at_border:
-        links[(slice(None),) * axis + (0,)] = 0
-    if mask is not None:
-        here = outer.slices_in(masked)
-        links[mask[here] == 0] = 0
-        # The lower partner of a link: the voxel before, where the mask reaches that far (else the link is 0 already).
-        step = (-int(axis == 0), -int(axis == 1), -int(axis == 2))
-        x, y, z = (s + 1 if a == axis and at_border else s for a, s in enumerate(outer.start))
-        linked = Box((x, y, z), outer.stop)
-        partner = linked.shift(step)
-        view = links[linked.slices_in(outer)]
-        view[mask[partner.slices_in(masked)] == 0] = 0
+    links[mask[outer.slices_in(masked)] == 0] = 0
+    # The lower partner of a link: the voxel before, where there is one (at the volume's border there is none).
+    step = (-int(axis == 0), -int(axis == 1), -int(axis == 2))
+    partner = outer.shift(step).intersect(masked)
+    view = links[partner.shift((-step[0], -step[1], -step[2])).slices_in(outer)]
+    view[mask[partner.slices_in(masked)] == 0] = 0
     return links.reshape(-1, order="F")
 
 
@@ -181,92 +211,173 @@ def _root(parent, i):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _union(parent, a, i):  # type: ignore[no-untyped-def]
-    """Unite the set with root ``a`` (-1: none yet) with the set of ``i``; return the root, the smaller index."""
-    b = _root(parent, i)
-    if a < 0 or a == b:
-        return b
-    if a < b:
-        parent[b] = a
-        return a
-    parent[a] = b
-    return b
+def _pick_row(x0, x1, y0, y1, z0, z1, t_low, codes):  # type: ignore[no-untyped-def]
+    """Directions of the strongest links of a row; the arguments hold its links to lower (0) and upper (1) neighbours.
+
+    All values are bytes and no branch depends on them, so that the compiler turns the row into vector instructions.
+    """
+    for i in range(codes.size):
+        best = max(x0[i], x1[i], y0[i], y1[i], z0[i], z1[i])
+        code = np.uint8(5)
+        code = np.uint8(4) if y1[i] == best else code
+        code = np.uint8(3) if x1[i] == best else code
+        code = np.uint8(2) if z0[i] == best else code
+        code = np.uint8(1) if y0[i] == best else code
+        code = np.uint8(0) if x0[i] == best else code
+        codes[i] = np.uint8(_NONE) if best < t_low else code
 
 
 @numba.njit(cache=True)
-def _pick(ax, ay, az, shape, low, size, t_low, codes):  # type: ignore[no-untyped-def]
-    """Fill in the direction of the strongest link of each voxel of the box at ``low``.
+def _pick(ax, ay, az, shape, open_below, low, size, t_low, codes):  # type: ignore[no-untyped-def]
+    """Fill in the direction of the strongest link of each voxel of the box at ``low``: 0-2 lower, 3-5 upper, 6 none."""
+    nx, ny, width = shape[0], shape[0] * shape[1], size[0]
+    none = np.zeros(width, np.uint8)
+    x0, x1 = np.zeros(width, np.uint8), np.zeros(width, np.uint8)
+    # The last voxel has an upper link unless the array ends there; then its entry stays 0.
+    n_upper = width if low[0] + width < nx else width - 1
+    p = 0
+    for z in range(low[2], low[2] + size[2]):
+        for y in range(low[1], low[1] + size[1]):
+            i = low[0] + nx * y + ny * z
+            x0[:] = ax[i : i + width]
+            if low[0] == 0 and not open_below[0]:
+                x0[0] = 0
+            x1[:n_upper] = ax[i + 1 : i + 1 + n_upper]
+            y0 = ay[i : i + width] if y > 0 or open_below[1] else none
+            z0 = az[i : i + width] if z > 0 or open_below[2] else none
+            y1 = ay[i + nx : i + nx + width] if y + 1 < shape[1] else none
+            z1 = az[i + ny : i + ny + width] if z + 1 < shape[2] else none
+            _pick_row(x0, x1, y0, y1, z0, z1, t_low, codes[p : p + width])
+            p += width
 
-    Each link becomes one number, its affinity above its inverted code, so that the strongest with the lowest code is a
-    plain maximum: no branch depends on the data, which would be mispredicted half of the time, and the compiler turns
-    a row into vector instructions. A link that would leave the volume is multiplied by 0.
+
+_STARTS, _MEETS_Y, _MEETS_Z, _ALONE = 1, 2, 4, 8
+
+
+@numba.njit(cache=True)
+def _mark_row(  # type: ignore[no-untyped-def]
+    x0, y0, z0, t_high, codes, codes_y, codes_z, below_y, below_z, has_y, has_z, kx, ky, kz, events
+):
+    """What happens at each voxel of a row; see :func:`_mark`. Vector instructions, as in :func:`_pick_row`."""
+    one = np.uint8(1)
+    for i in range(codes.size):
+        ky[i] = np.uint8((y0[i] >= t_high) | (codes[i] == 1) | (codes_y[i] == 4)) & has_y
+        kz[i] = np.uint8((z0[i] >= t_high) | (codes[i] == 2) | (codes_z[i] == 5)) & has_z
+    for i in range(1, codes.size):
+        kx[i] = (x0[i] >= t_high) | (codes[i] == 0) | (codes[i - 1] == 3)
+    alone = np.uint8(codes[0] == _NONE)
+    events[0] = one | (ky[0] << 1) | (kz[0] << 2) | (alone << 3)
+    for i in range(1, codes.size):
+        meets_y = ky[i] & ~(ky[i - 1] & kx[i] & ~below_y[i]) & one
+        meets_z = kz[i] & ~(kz[i - 1] & kx[i] & ~below_z[i]) & one
+        alone = np.uint8(codes[i] == _NONE)
+        events[i] = (kx[i] ^ one) | (meets_y << 1) | (meets_z << 2) | (alone << 3)
+
+
+@numba.njit(cache=True)
+def _mark(ax, ay, az, shape, low, size, t_high, codes, events):  # type: ignore[no-untyped-def]
+    """Mark where, among the voxels of the core, something happens in scan order; return the number of starts.
+
+    ``_STARTS``: no link to the voxel before in x is kept, a new piece of row starts. ``_MEETS_Y``, ``_MEETS_Z``: a kept
+    link joins this piece to one of the row below, and the voxel before did not join the same two. ``_ALONE``: the voxel
+    has no link. A link is looked at from its upper end, when what the lower end picked is known.
     """
     nx, ny = shape[0], shape[0] * shape[1]
-    width, floor = size[0], np.uint16(t_low << 3)
-    beyond = low[0] + width < nx
+    width, plane = size[0], size[0] * size[1]
+    none = np.full(width, _NONE, np.uint8)
+    kx, ky, kz = np.zeros(width, np.uint8), np.zeros(width, np.uint8), np.zeros(width, np.uint8)
+    p, n = 0, 0
     for cz in range(size[2]):
         for cy in range(size[1]):
-            base = low[0] + nx * (cy + low[1]) + ny * (cz + low[2])
-            row = width * (cy + size[1] * cz)
-            has_y, has_z = cy + low[1] + 1 < shape[1], cz + low[2] + 1 < shape[2]
-            step_y, step_z = (nx if has_y else 0), (ny if has_z else 0)
-            fy, fz = np.uint16(has_y), np.uint16(has_z)
+            i = low[0] + nx * (cy + low[1]) + ny * (cz + low[2])
+            has_y, has_z = cy > 0, cz > 0
+            row = events[p : p + width]
+            _mark_row(
+                ax[i : i + width],
+                ay[i : i + width],
+                az[i : i + width],
+                t_high,
+                codes[p : p + width],
+                codes[p - width : p] if has_y else none,
+                codes[p - plane : p - plane + width] if has_z else none,
+                events[p - width : p] if has_y else none,
+                events[p - plane : p - plane + width] if has_z else none,
+                np.uint8(has_y),
+                np.uint8(has_z),
+                kx,
+                ky,
+                kz,
+                row,
+            )
+            starts = 0
             for x in range(width):
-                i = base + x
-                next_x = i + 1 if (x + 1 < width or beyond) else i
-                fx = np.uint16(next_x - i)
-                best = (np.uint16(ax[i]) << np.uint16(3)) | np.uint16(6)
-                best = max(best, (np.uint16(ay[i]) << np.uint16(3)) | np.uint16(5))
-                best = max(best, (np.uint16(az[i]) << np.uint16(3)) | np.uint16(4))
-                best = max(best, ((np.uint16(ax[next_x]) << np.uint16(3)) | np.uint16(3)) * fx)
-                best = max(best, ((np.uint16(ay[i + step_y]) << np.uint16(3)) | np.uint16(2)) * fy)
-                best = max(best, ((np.uint16(az[i + step_z]) << np.uint16(3)) | np.uint16(1)) * fz)
-                codes[row + x] = (
-                    np.uint8(_NONE) - np.uint8(best & np.uint16(7)) if best >= floor else np.uint8(_NONE)
-                )
+                starts += row[x] & np.uint8(_STARTS)
+            n += starts
+            p += width
+    return n
 
 
 @numba.njit(cache=True)
-def _join(ax, ay, az, shape, low, size, t_high, codes, parent):  # type: ignore[no-untyped-def]
-    """Unite the core voxels that kept links connect; isolated voxels get parent -1.
-
-    One pass: a link is looked at from its upper end, when what the lower end picked is known.
-    """
-    nx, ny = shape[0], shape[0] * shape[1]
-    sx, sy, sz = size[0], size[1], size[2]
-    lx, ly, lz = low[0], low[1], low[2]
-    mx, my = sx, sx * sy
-    p = 0
-    for cz in range(sz):
-        for cy in range(sy):
-            i = lx + nx * (cy + ly) + ny * (cz + lz)
-            for cx in range(sx):
-                code = codes[p]
-                root = -1
-                if cx > 0 and ((ax[i] >= t_high) | (code == 0) | (codes[p - 1] == 3)):
-                    root = _union(parent, root, p - 1)
-                if cy > 0 and ((ay[i] >= t_high) | (code == 1) | (codes[p - mx] == 4)):
-                    root = _union(parent, root, p - mx)
-                if cz > 0 and ((az[i] >= t_high) | (code == 2) | (codes[p - my] == 5)):
-                    root = _union(parent, root, p - my)
-                # No link of a neighbour can reach a voxel that has none itself: links are symmetric.
-                parent[p] = -1 if code == _NONE else (p if root < 0 else root)
-                p += 1
-                i += 1
-
-
-@numba.njit(cache=True)
-def _name(parent, labels, size, at, volume):  # type: ignore[no-untyped-def]
-    """Give each voxel its component's name; roots come before their members in scan order."""
-    p = 0
+def _join(events, size, parent, start):  # type: ignore[no-untyped-def]
+    """Unite the pieces of rows that kept links connect; pieces alone get parent -1. Return the number of components."""
+    width, plane = size[0], size[0] * size[1]
+    piece_of = np.zeros(2 * plane, parent.dtype)  # of the voxels of this plane and of the one below, in turn
+    p, r, n = 0, -1, 0
     for cz in range(size[2]):
-        for cy in range(size[1]):
-            name = np.uint64(at[0] + volume[0] * (cy + at[1] + volume[1] * (cz + at[2])) + 1)
-            for _ in range(size[0]):
-                if parent[p] < 0:
-                    labels[p] = 0
-                else:
-                    root = _root(parent, p)
-                    labels[p] = name if root == p else labels[root]
-                name += np.uint64(1)
-                p += 1
+        here = plane * (cz & 1)
+        below = plane - here
+        for q in range(plane):
+            event = events[p]
+            if event != 0:
+                if event & _STARTS:
+                    r += 1
+                    start[r] = p
+                    parent[r] = r
+                    if event & _ALONE:
+                        parent[r] = -1
+                        n -= 1
+                    n += 1
+                if event & _MEETS_Y:
+                    a, b = _root(parent, r), _root(parent, piece_of[here + q - width])
+                    parent[max(a, b)] = min(a, b)
+                    n -= a != b
+                if event & _MEETS_Z:
+                    a, b = _root(parent, r), _root(parent, piece_of[below + q])
+                    parent[max(a, b)] = min(a, b)
+                    n -= a != b
+            piece_of[here + q] = r
+            p += 1
+    return n
+
+
+@numba.njit(cache=True)
+def _settle(parent, start, width, rows, begin, place, first, n_voxels):  # type: ignore[no-untyped-def]
+    """Number the components in scan order and make runs of the pieces; return the number of runs.
+
+    Roots come before their members in scan order. ``parent`` is used up.
+    """
+    n, k, row = 0, 0, 0
+    last = -2
+    for r in range(parent.size):
+        if parent[r] < 0:
+            here = -1
+        elif parent[r] == r:
+            here = n
+            first[n] = start[r]
+            n += 1
+        else:
+            here = parent[parent[r]]
+        # From here on the entry holds the component, which its members look up.
+        parent[r] = here
+        if here >= 0:
+            n_voxels[here] += start[r + 1] - start[r]
+        if start[r] == row * width:
+            rows[row] = k
+            row += 1
+            last = -2
+        if here != last:
+            begin[k], place[k] = start[r], here
+            k += 1
+            last = here
+    rows[row], begin[k] = k, start[parent.size]
+    return k

@@ -146,7 +146,7 @@ class AgglomerateTask(Task):
     def run(self, ctx: Context) -> None:
         """Add up what the children pass, agglomerate, store decisions and the rest."""
         from cloudseg.ops.agglomerate import Rule, agglomerate
-        from cloudseg.ops.region_graph import RegionGraph, Sizes
+        from cloudseg.ops.region_graph import Sizes
 
         objects = ctx.open_objects(self.graph_uri)
         edges, small, sizes, face_parts = [], [], [], []
@@ -162,11 +162,11 @@ class AgglomerateTask(Task):
         with ctx.step("compute"):
             faces = {c: np.concatenate([f[c] for f in face_parts]) for c in ("face", "id")}
             merged = agglomerate(
-                RegionGraph.pooled(edges),
+                edges,
                 frozen=np.unique(faces["id"]),
                 sizes=Sizes.added(sizes),
                 rule=Rule(**self.rule.model_dump()),
-                small=RegionGraph.pooled(small),
+                small=small,
             )
         with ctx.step("write"):
             place = f"level{self.level}/{block_name(self.node)}"

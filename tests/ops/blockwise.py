@@ -84,9 +84,9 @@ def blockwise(
         )
         faces[key] = face_ids(labels, core=core, bounds=bounds)
         voxels[key] = Sizes(*sizes(names[core.slices_in(bounds)]))
-    pooled = RegionGraph.pooled(graphs.values())
+    pooled = RegionGraph.pooled(list(graphs.values()))
 
-    level = {key: (graphs[key], None, voxels[key], [key]) for key in blocks}
+    level = {key: ([graphs[key]], [], voxels[key], [key]) for key in blocks}
     remaps = []
     size = tuple(max(k[a] for k in blocks) + 1 for a in range(3))
     step = 1
@@ -112,8 +112,8 @@ def blockwise(
             groups[tuple(k // fanout for k in key)].append(key)
         level = {
             parent: (
-                RegionGraph.pooled([decided[c].residual for c in children]),
-                RegionGraph.pooled([decided[c].small for c in children]),
+                [decided[c].residual for c in children],
+                [decided[c].small for c in children],
                 Sizes.added([decided[c].sizes for c in children]),
                 [leaf for c in children for leaf in level[c][3]],
             )
