@@ -74,8 +74,11 @@ test: env-test chromium lint ## what must pass before a merge (.ci/run calls it)
 test-all: env-test chromium lint ## all tests, with random search by hypothesis
 	HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-chaos: env-test ## the tests that kill, cut and fill, with fresh random seeds
-	HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
+# `make chaos CHAOS_SEED=7` repeats the faults of a run that failed; it has printed its seed.
+CHAOS_SEED ?= $(shell echo $$$$RANDOM)
+
+chaos: env-test ## the tests that kill, cut and fill, the long ones too, with fresh random seeds
+	CHAOS_SEED=$(CHAOS_SEED) HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 
 bench: env-test ## run each benchmark; each prints a table
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" $(BENCH_ARGS); done

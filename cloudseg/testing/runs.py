@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from cloudseg.geometry import Box
 from cloudseg.testing.phantom import neurite_phantom
-from cloudseg.volumes import VolumeInfo, create_volume, open_volume
+from cloudseg.volumes import VolumeInfo, create_volume, open_objects, open_volume
+from cloudseg.volumes.compressed_files import ENDINGS, decompressed
 
 VOXEL_NM = (8.0, 8.0, 8.0)
 # What is not a result: receipts hold times and hosts, queues and scratch come and go.
@@ -89,6 +90,24 @@ def file_digests(folder: Path, *, leave_out: Iterable[str] = NOT_RESULTS) -> dic
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).parts[0] not in left_out
     }
+
+
+def object_digests(root: str, *, leave_out: Iterable[str] = NOT_RESULTS) -> dict[str, str]:
+    """Return the SHA-256 of every object below ``root``, a bucket's or a folder, as a reader sees it.
+
+    What is stored compressed is decompressed: a bucket notes that beside the object, a folder in the file's ending.
+    """
+    objects, left_out = open_objects(root), set(leave_out)
+    found = {}
+    for key in objects.list():
+        if key.partition("/")[0] in left_out:
+            continue
+        data, name = objects.get(key), key
+        for ending in ENDINGS:
+            if key.endswith(ending):
+                data, name = decompressed(data, ending, where=key), key.removesuffix(ending)
+        found[name] = hashlib.sha256(data).hexdigest()
+    return found
 
 
 def voxel_digest(uri: str) -> str:

@@ -51,3 +51,12 @@ def test_killed_runs_end_with_the_same_bytes():
 @pytest.mark.slow
 def test_memory_of_workers():
     assert "| highest |" in run("scaling.py", "--edge", "144")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_fleet_makes_the_bytes_of_one_machine():
+    printed = run("fleet.py", "--edge", "80")
+    fleets = [line.split("|") for line in printed.splitlines() if " + sqs, 3 workers |" in line]
+    assert [int(row[6]) for row in fleets] == [0, 0]
+    assert all(int(row[5]) > 100 for row in fleets)
