@@ -75,7 +75,7 @@ test-all: env-test chromium lint ## all tests, with random search by hypothesis
 	HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # `make chaos CHAOS_SEED=7` repeats the faults of a run that failed; it has printed its seed.
-CHAOS_SEED ?= $(shell echo $$$$RANDOM)
+CHAOS_SEED ?= $(shell echo $$RANDOM)
 
 chaos: env-test ## the tests that kill, cut and fill, the long ones too, with fresh random seeds
 	CHAOS_SEED=$(CHAOS_SEED) HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
