@@ -1,10 +1,10 @@
 """Show that faults of every kind change nothing: byte-identical outputs, one receipt a task, poison buried.
 
-Runs the main job on an S3 and an SQS server of this machine with three workers while it kills, freezes, cuts,
-corrupts, duplicates, reorders, fills the disk and poisons the queue, all by one seed;
-then proves from the records what was kept.
+Runs the main job on servers of a bucket and of SQS on this machine, with three workers, while it kills, freezes, cuts,
+corrupts, duplicates, reorders, fills the disk and poisons the queue, all by one seed. Then it proves from the records
+what was kept.
 
-Usage: python benchmarks/chaos.py [--seeds 1 2] [--short] [--folder KEEP_LOGS_HERE]
+Usage: python benchmarks/chaos.py [--seeds 1 2] [--store s3|gcs] [--short] [--folder KEEP_LOGS_HERE]
 """
 
 from __future__ import annotations
@@ -51,9 +51,13 @@ def main() -> None:
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here is not None:
-        disk = args.here / "disk"
+        disk = args.here / "disk" if (args.here / "disk").is_mount() else None
         records = run_chaos(
-            args.here, seed=args.seeds[0], is_long=not args.short, disk=disk if disk.is_mount() else None
+            args.here,
+            seed=args.seeds[0],
+            store=args.store,
+            is_long=not args.short,
+            disk=disk if disk.is_mount() else None,
         )
         print_report(records)
         sys.exit(0 if is_kept(records) else 1)
@@ -62,7 +66,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
             folder = Path(name) if args.folder is None else args.folder / str(seed)
             folder.mkdir(parents=True, exist_ok=True)
-            words = ["--here", str(folder), "--seeds", str(seed), *(["--short"] if args.short else [])]
+            words = ["--here", str(folder), "--seeds", str(seed), "--store", args.store]
+            words += ["--short"] if args.short else []
             if has_namespaces():
                 code = on_small_disk(folder, words)
             else:
@@ -71,7 +76,9 @@ def main() -> None:
             if code:
                 failed.append(seed)
     if failed:
-        sys.exit(f"promises were broken with seeds {failed}; again: {sys.argv[0]} --seeds {failed[0]}")
+        sys.exit(
+            f"promises were broken with seeds {failed}; again: {sys.argv[0]} --store {args.store} --seeds {failed[0]}"
+        )
 
 
 if __name__ == "__main__":

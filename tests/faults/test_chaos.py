@@ -58,8 +58,9 @@ def test_a_few_faults_of_every_kind_change_nothing(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_more_than_a_hundred_faults_change_nothing(tmp_path: Path):
-    injected, _ = chaos(tmp_path)
+@pytest.mark.parametrize("store", ["s3", "gcs"])
+def test_more_than_a_hundred_faults_change_nothing(tmp_path: Path, store: str):
+    injected, _ = chaos(tmp_path, "--store", store)
     assert {kind for kind, n in injected.items() if n} >= kinds_here()
     assert injected["**all**"] >= 100
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 from cloudseg.testing.chaos.plan import KINDS, Kind, Place
 from cloudseg.testing.front import Fault, Front
@@ -18,6 +19,27 @@ from cloudseg.testing.front import Fault, Front
 RECEIPT = re.compile(r"^(GET|PUT) /vol/\S+/pipeline/receipts/([^/]+)/([0-9a-f]{32})\.json$")
 SLOW_S = 3.0
 _DECLARED_MISSING = b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>"
+
+
+_GCS_OBJECT = re.compile(r"^(\w+) (?:/download)?/storage/v1/b/([^/]+)/o/([^?]+)(?:\?.*)?$")
+_GCS_UPLOAD = re.compile(r"^POST /upload/storage/v1/b/([^/]+)/o\?(.*)$")
+
+
+def plain(line: str) -> str:
+    """Return a request to GCS as one to S3 would read; others as they are.
+
+    Examples
+    --------
+    >>> plain("GET /download/storage/v1/b/vol/o/a/info?alt=media")
+    'GET /vol/a/info'
+    >>> plain("POST /upload/storage/v1/b/vol/o?uploadType=media&name=a/info&ifGenerationMatch=0")
+    'PUT /vol/a/info'
+    """
+    if found := _GCS_OBJECT.match(line):
+        return f"{found[1]} /{found[2]}/{found[3]}"
+    if found := _GCS_UPLOAD.match(line):
+        return f"PUT /{found[1]}/{dict(parse_qsl(found[2])).get('name', '')}"
+    return line
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +134,7 @@ class _ChaosFront(Front):
 
     def fault_for(self, line: str) -> Fault | None:
         """Note a request and return what shall go wrong with it."""
+        line = plain(line)
         with self.lock:
             self.seen.append((line, time.monotonic()))
         kind = None if self.is_calm else self.dice.roll(line, self.progress())
@@ -165,6 +188,7 @@ class StorageFront(_ChaosFront):
 
     def answered(self, line: str, fault: Fault, status: int, data: bytes) -> tuple[int, bytes]:
         """Note what the storage answered about receipts; damage the body of an answer, if that is the fault."""
+        line = plain(line)
         if match := RECEIPT.match(line):
             with self.lock:
                 now_s = time.monotonic()

@@ -12,7 +12,6 @@ from typing import Literal
 
 ANY = r"^[A-Z]+ /vol/"
 CHUNK = r"^GET /vol/\S+/\d+_\d+_\d+/\d+-\d+_\d+-\d+_\d+-\d+$"
-STORED = r"^GET /vol/\S+/\w"
 WRITE = r"^PUT /vol/"
 RECEIPT = r"^PUT /vol/\S+/pipeline/receipts/"
 SEND = "^POST .* SendMessageBatch$"

@@ -8,10 +8,11 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cloudseg.errors import TaskFailedError
 from cloudseg.pipelines.plan import plan
@@ -23,13 +24,15 @@ from cloudseg.testing.chaos.fronts import Dice, QueueFront, StorageFront
 from cloudseg.testing.chaos.plan import Event, events
 from cloudseg.testing.chaos.poison import Poison, poisons
 from cloudseg.testing.chaos.processes import Program, left_over, pick, worker_events
-from cloudseg.testing.emulators import aws_emulator, environment, front
+from cloudseg.testing.emulators import aws_emulator, environment, front, gcs_emulator
 from cloudseg.testing.runs import cloudseg, file_digests, object_digests
 from cloudseg.testing.store import store_phantom
 from cloudseg.testing.tasks import EXTRA_KINDS
 from cloudseg.testing.tiny_model import tiny_package
 from cloudseg.volumes import open_objects
 
+Store = Literal["s3", "gcs"]
+BUCKETS: dict[Store, str] = {"s3": "s3://vol", "gcs": "gs://vol"}
 LEASE_S = 2
 # Hours by which the clocks of the three workers are wrong.
 CLOCK_SHIFTS_S = (0, 2 * 3600, -3 * 3600)
@@ -96,6 +99,7 @@ class Records:
     """
 
     seed: int
+    store: Store
     storage: StorageFront
     queue: QueueFront
     poisons: list[Poison]
@@ -127,7 +131,7 @@ class Records:
         ]
 
 
-def run_chaos(folder: Path, *, seed: int, is_long: bool, disk: Path | None) -> Records:
+def run_chaos(folder: Path, *, seed: int, store: Store, is_long: bool, disk: Path | None) -> Records:
     """Run the pipeline quietly and then in chaos; return the records of it.
 
     Parameters
@@ -136,6 +140,8 @@ def run_chaos(folder: Path, *, seed: int, is_long: bool, disk: Path | None) -> R
         For logs and everything local; empty.
     seed
         Decides the faults.
+    store
+        What the bucket is.
     is_long
         Whether to run the whole main job on 64 blocks with all faults, or a part of it on 18 with a few.
     disk
@@ -150,9 +156,10 @@ def run_chaos(folder: Path, *, seed: int, is_long: bool, disk: Path | None) -> R
             CLOUDSEG_EXTRA_KINDS=f"{EXTRA_KINDS},{chaos_stage.KINDS}",
             CLOUDSEG_EXTRA_STAGES=chaos_stage.STAGES,
         ),
-        aws_emulator(folder / "servers.log") as upstream,
+        aws_emulator(folder / "servers.log") as aws,
+        gcs_emulator(folder / "gcs.log") if store == "gcs" else nullcontext() as gcs,
     ):
-        bases = {"quiet": f"file://{folder}/quiet", "chaos": "s3://vol/chaos"}
+        bases = {"quiet": f"file://{folder}/quiet", "chaos": f"{BUCKETS[store]}/chaos"}
         for where, base in bases.items():
             store_phantom(base, shape=shape, seed=seed)
             tiny_package(f"{base}/model")
@@ -164,7 +171,7 @@ def run_chaos(folder: Path, *, seed: int, is_long: bool, disk: Path | None) -> R
         steps = list(plan(read_spec(folder / "chaos.toml")).steps())
         notes = folder / "notes"
         notes.mkdir()
-        client, queue_url = _client(upstream, queue_name)
+        client, queue_url = _client(aws, queue_name)
         planned = {task.id: step.name for step in steps for task in step.tasks()}
         n_tasks = len(planned)
         storage = StorageFront(dice=Dice(seed, "storage", n_tasks=n_tasks, is_long=is_long))
@@ -175,6 +182,7 @@ def run_chaos(folder: Path, *, seed: int, is_long: bool, disk: Path | None) -> R
         waiting.progress = storage.progress
         records = Records(
             seed=seed,
+            store=store,
             storage=storage,
             queue=waiting,
             poisons=poisons(
@@ -193,7 +201,8 @@ def run_chaos(folder: Path, *, seed: int, is_long: bool, disk: Path | None) -> R
             is_long=is_long,
             with_disk=disk is not None,
         )
-        with front(upstream, records.storage), front(upstream, records.queue):
+        upstream = aws if gcs is None else gcs.url
+        with front(upstream, records.storage), front(aws, records.queue):
             _Chaos(folder, records, todo, queue=f"sqs://{queue_name}", disk=disk).run()
         _collect(records, folder, copies=copies, queue=queue, base=bases["chaos"])
     records.seconds = time.monotonic() - started
@@ -219,6 +228,8 @@ class _Chaos:
         environ = {
             "AWS_ENDPOINT_URL": records.queue.url,
             "AWS_ENDPOINT_URL_S3": records.storage.url,
+            "TENSORSTORE_GCS_HTTP_URL": records.storage.url,
+            "STORAGE_EMULATOR_HOST": records.storage.url,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])),
             "CHAOS_BEGUN": str(self.begun),
         }

@@ -64,7 +64,7 @@ def is_kept(records: Records) -> bool:
 
 def print_report(records: Records) -> None:
     """Write both tables to standard output."""
-    title = f"chaos, seed {records.seed}: {len(records.planned)} tasks, {records.seconds:.0f} s"
+    title = f"chaos, {records.store} + sqs, seed {records.seed}: {len(records.planned)} tasks, {records.seconds:.0f} s"
     print_table(title, ("fault", "injected", "what absorbed it"), fault_table(records))
     print_table(
         f"promises, seed {records.seed}",
