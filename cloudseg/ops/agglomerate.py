@@ -14,7 +14,7 @@ knows more, goes on (after Lu, Zlateski & Seung 2021, arXiv 2106.10795; integers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,12 +83,12 @@ class Merged:
 
 
 def agglomerate(
-    graphs: Sequence[RegionGraph],
+    graphs: Collection[RegionGraph],
     *,
     frozen: Ids,
     sizes: Sizes,
     rule: Rule,
-    small: Sequence[RegionGraph] = (),
+    small: Collection[RegionGraph] = (),
 ) -> Merged:
     """Merge what a node of the octree can decide, then give away the small segments that nothing outside can change.
 
@@ -114,9 +114,8 @@ def agglomerate(
     SpecError
         If an edge's end has no size although the rule needs sizes.
     """
-    numbering = Numbering.of([*graphs, *small], and_ids=frozen)
+    numbering, (edges, small_edges) = Numbering.of(graphs, small, and_ids=frozen)
     ids = numbering.ids
-    edges = numbering.edges(graphs)
     if len(graphs) > 1:
         edges = edges.pooled()
     is_frozen = np.zeros(len(ids), np.bool_)
@@ -128,13 +127,7 @@ def agglomerate(
             raise SpecError(
                 f"segment {ids[unknown][0]} has edges but no size; the guards need the size of each segment"
             )
-    done = decide(
-        edges,
-        is_frozen=is_frozen,
-        n_voxels=n_voxels,
-        rule=rule,
-        small=numbering.edges(small) if small else None,
-    )
+    done = decide(edges, is_frozen=is_frozen, n_voxels=n_voxels, rule=rule, small=small_edges)
     moved = done.name != np.arange(len(ids))
     passed = done.is_frozen
     for end in (done.residual.u, done.residual.v, done.small.u, done.small.v):

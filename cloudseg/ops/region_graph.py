@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numba
 import numpy as np
@@ -49,11 +50,6 @@ class RegionGraph:
         """Number of edges."""
         return len(self.u)
 
-    @property
-    def is_fresh(self) -> bool:
-        """Whether nothing was pooled yet, so that each edge's key is its pair of ids."""
-        return np.array_equal(self.key_u, self.u) and np.array_equal(self.key_v, self.v)
-
     @classmethod
     def empty(cls) -> Self:
         """Return the graph without edges."""
@@ -61,10 +57,10 @@ class RegionGraph:
         return cls(ids, ids, counts, counts, ids, ids)
 
     @classmethod
-    def pooled(cls, parts: Sequence[RegionGraph]) -> RegionGraph:
+    def pooled(cls, parts: Collection[RegionGraph]) -> RegionGraph:
         """Return the union of ``parts``: totals and weights of the same pair add, keys take the larger."""
-        numbering = Numbering.of(parts)
-        return numbering.named(numbering.edges(parts).pooled())
+        numbering, (edges,) = Numbering.of(parts)
+        return numbering.named(edges.pooled())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,35 +81,23 @@ class Numbering:
     keys: Ids
 
     @classmethod
-    def of(cls, graphs: Sequence[RegionGraph], *, and_ids: Ids | None = None) -> Self:
-        """Number what occurs in ``graphs``, and ``and_ids``."""
-        ids = _distinct_of(
-            [*(c for g in graphs for c in (g.u, g.v)), *([] if and_ids is None else [and_ids])]
-        )
-        if all(g.is_fresh for g in graphs):
-            key_ids = ids
-        else:
-            key_ids = _distinct_of([c for g in graphs for c in (g.key_u, g.key_v)])
-        keys = _distinct_of([cls._pairs(g, key_ids) for g in graphs])
-        return cls(ids, key_ids, keys)
+    def of(
+        cls, *groups: Collection[RegionGraph], and_ids: Ids | None = None
+    ) -> tuple[Self, tuple[Edges, ...]]:
+        """Number what occurs in some groups of graphs; return the numbering, and each group's edges as they are.
 
-    @staticmethod
-    def _pairs(graph: RegionGraph, key_ids: Ids) -> Ids:
-        return pairs(places(graph.key_u, key_ids), places(graph.key_v, key_ids))
-
-    def edges(self, graphs: Sequence[RegionGraph]) -> Edges:
-        """Return the edges of ``graphs``, one after the other, as they are."""
-        parts = [
-            Edges(
-                places(g.u, self.ids),
-                places(g.v, self.ids),
-                g.total,
-                g.weight,
-                places(self._pairs(g, self.key_ids), self.keys),
-            )
-            for g in graphs
-        ]
-        return Edges.joined(parts) if parts else Edges.joined([self.edges([RegionGraph.empty()])])
+        Each group is gone through twice, one graph at a time, so that graphs may be read as they are needed: numbered
+        edges take half the memory.
+        """
+        ids, key_ids = [np.zeros(0, np.uint64) if and_ids is None else distinct(and_ids)], []
+        for graph in itertools.chain(*groups):
+            ids += [distinct(graph.u), distinct(graph.v)]
+            key_ids += [distinct(graph.key_u), distinct(graph.key_v)]
+        all_ids, all_key_ids = _union(ids), _union(key_ids)
+        del ids, key_ids
+        read = [_Columns.of(group, all_ids, all_key_ids) for group in groups]
+        keys = _union([columns.key for columns in read])
+        return cls(all_ids, all_key_ids, keys), tuple(columns.edges(keys) for columns in read)
 
     def named(self, edges: Edges) -> RegionGraph:
         """Return ``edges`` with ids and keys; they are sorted, ``u < v``."""
@@ -126,6 +110,35 @@ class Numbering:
             self.key_ids[key >> np.uint64(32)],
             self.key_ids[key & np.uint64(0xFFFFFFFF)],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The columns of some graphs, one below the other: numbered ends, and keys as pairs of numbers."""
+
+    u: npt.NDArray[np.int32]
+    v: npt.NDArray[np.int32]
+    total: Counts
+    weight: Counts
+    key: Ids
+
+    @classmethod
+    def of(cls, graphs: Collection[RegionGraph], ids: Ids, key_ids: Ids) -> Self:
+        columns: list[list[npt.NDArray[Any]]] = [[], [], [], [], []]
+        for g in itertools.chain(graphs, [RegionGraph.empty()]):
+            columns[0].append(places(g.u, ids))
+            columns[1].append(places(g.v, ids))
+            columns[2].append(g.total.copy())
+            columns[3].append(g.weight.copy())
+            columns[4].append(pairs(places(g.key_u, key_ids), places(g.key_v, key_ids)))
+        joined = []
+        for parts in columns:
+            joined.append(np.concatenate(parts))
+            parts.clear()
+        return cls(*joined)
+
+    def edges(self, keys: Ids) -> Edges:
+        return Edges(self.u, self.v, self.total, self.weight, places(self.key, keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,11 +273,9 @@ def _ids(labels: Ids) -> Ids:
     return named
 
 
-def _distinct_of(columns: list[Ids]) -> Ids:
-    """Return the different ids of some columns, sorted."""
-    if not columns:
-        return np.zeros(0, np.uint64)
-    return distinct(np.concatenate([distinct(c) for c in columns]))
+def _union(columns: list[Ids]) -> Ids:
+    """Return the different values of some columns, sorted."""
+    return distinct(np.concatenate(columns)) if columns else np.zeros(0, np.uint64)
 
 
 @numba.njit(cache=True)

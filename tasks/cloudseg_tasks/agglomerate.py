@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +24,24 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box, grid_box, grid_shape, tile
 from cloudseg.specs import FrozenModel
-from cloudseg.tasking.blocks import LIBRARIES_BYTES, LabelsStage, block_name, rename_block
+from cloudseg.tasking.blocks import RENAME_BYTES_PER_VOXEL, LabelsStage, block_name, rename_block
+from cloudseg.tasking.memory import base_bytes
 from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.objects import Objects
 from cloudseg.volumes.protocol import Positive3
 from cloudseg.volumes.tables import get_table, put_table
 
+if TYPE_CHECKING:
+    from cloudseg.ops.region_graph import RegionGraph
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Emphasis = Annotated[int, Field(ge=0, le=1000)]
 Index = tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
 _FACES = ("x-", "x+", "y-", "y+", "z-", "z+")
 _GRAPH_COLUMNS = ("u", "v", "total", "weight", "key_u", "key_v")
+# Labels, affinities, faces and edges of a block, measured on fib25.
+_GRAPH_BYTES_PER_VOXEL = 24
 
 
 class MergeRule(FrozenModel):
@@ -149,16 +155,17 @@ class AgglomerateTask(Task):
         from cloudseg.ops.region_graph import Sizes
 
         objects = ctx.open_objects(self.graph_uri)
-        edges, small, sizes, face_parts = [], [], [], []
+        sizes, face_parts, children = [], [], list(self._children())
         with ctx.step("read"):
-            for place, box in self._children():
+            for place, box in children:
                 faces = get_table(objects, f"{place}/faces.parquet")
                 face_parts.append(self._outer_faces(faces, box))
                 table = get_table(objects, f"{place}/sizes.parquet")
                 sizes.append(Sizes(table["id"], table["n"]))
-                edges.append(_graph(objects, f"{place}/edges.parquet"))
-                if self.level > 0:
-                    small.append(_graph(objects, f"{place}/small.parquet"))
+        edges = StoredGraphs(objects, [f"{place}/edges.parquet" for place, _ in children])
+        small = StoredGraphs(
+            objects, [f"{place}/small.parquet" for place, _ in children] if self.level > 0 else []
+        )
         with ctx.step("compute"):
             faces = {c: np.concatenate([f[c] for f in face_parts]) for c in ("face", "id")}
             merged = agglomerate(
@@ -179,9 +186,7 @@ class AgglomerateTask(Task):
                 put_table(objects, f"{place}/edges.parquet", _graph_columns(merged.residual))
                 put_table(objects, f"{place}/small.parquet", _graph_columns(merged.small))
                 put_table(objects, f"{place}/sizes.parquet", {"id": merged.sizes.ids, "n": merged.sizes.n})
-        ctx.count(
-            edges=sum(e.n_edges for e in edges), merged=len(merged.old), passed_up=merged.residual.n_edges
-        )
+        ctx.count(edges=edges.n_edges, merged=len(merged.old), passed_up=merged.residual.n_edges)
 
     def _children(self) -> Iterator[tuple[str, Box]]:
         """Yield where each child's tables lie, and the blocks it covers."""
@@ -223,10 +228,8 @@ class ResolveTask(Task):
         merged = get_table(objects, f"{place}/merged.parquet")
         x, y, z = (i // self.tree.fanout for i in self.node)
         above = get_table(objects, _answer_key(self.tree, self.level + 1, (x, y, z)))
-        edges = get_table(objects, f"{place}/edges.parquet")
-        small = get_table(objects, f"{place}/small.parquet")
-        faces = get_table(objects, f"{place}/faces.parquet")
-        passed = np.concatenate([faces["id"], edges["u"], edges["v"], small["u"], small["v"]])
+        # What was passed up has a size up there; other names the parent knows are its other children's.
+        passed = get_table(objects, f"{place}/sizes.parquet", columns=["id"])["id"]
         known = np.isin(above["old"], passed)
         old, new = compose(merged["old"], merged["new"], above["old"][known], above["new"][known])
         put_table(objects, f"{place}/resolved.parquet", {"old": old, "new": new})
@@ -347,10 +350,17 @@ class AgglomerateStage(LabelsStage):
 
         n_blocks, n_levels = math.prod(grid), tree.n_levels
         n_voxels = grid_box(bounds, self.block_shape, (0, 0, 0)).n_voxels
-        # About one edge per 30 voxels, 48 bytes each in the tables and 150 while merging (measured on fib25).
-        graph_bytes = LIBRARIES_BYTES + 5 * n_voxels * (n_blocks if self.hierarchy == "global" else 1)
+        base = base_bytes(["numba"])
+        # Measured on fib25: about one edge per 20 voxels, 48 bytes each in the tables and 150 while merging.
+        graph_bytes = base + 10 * n_voxels * (n_blocks if self.hierarchy == "global" else 1)
         steps = [
-            Step(f"{self.label}.graph", n_blocks, graph, task_memory_bytes=LIBRARIES_BYTES + 24 * n_voxels)
+            Step(
+                f"{self.label}.graph",
+                n_blocks,
+                graph,
+                task_memory_bytes=base + _GRAPH_BYTES_PER_VOXEL * n_voxels,
+                libraries=("numba",),
+            )
         ]
         steps += [
             Step(
@@ -358,6 +368,7 @@ class AgglomerateStage(LabelsStage):
                 math.prod(tree.nodes(n)),
                 partial(decide, n),
                 task_memory_bytes=graph_bytes,
+                libraries=("numba",),
             )
             for n in range(n_levels)
         ]
@@ -366,13 +377,18 @@ class AgglomerateStage(LabelsStage):
                 f"{self.label}.resolve{n}",
                 math.prod(tree.nodes(n)),
                 partial(resolve, n),
-                task_memory_bytes=LIBRARIES_BYTES,
+                task_memory_bytes=base,
+                libraries=("numba",),
             )
             for n in reversed(range(n_levels - 1))
         ]
         steps.append(
             Step(
-                f"{self.label}.relabel", n_blocks, relabel, task_memory_bytes=LIBRARIES_BYTES + 24 * n_voxels
+                f"{self.label}.relabel",
+                n_blocks,
+                relabel,
+                task_memory_bytes=base + RENAME_BYTES_PER_VOXEL * n_voxels,
+                libraries=("numba",),
             )
         )
         return StagePlan(self.label, (output,), tuple(steps), outputs_bytes=bounds.n_voxels * 8 // 10)
@@ -424,11 +440,36 @@ def _graph_columns(graph: Any) -> dict[str, npt.NDArray[Any]]:
     return {name: getattr(graph, name) for name in _GRAPH_COLUMNS}
 
 
-def _graph(objects: Objects, key: str) -> Any:
-    from cloudseg.ops.region_graph import RegionGraph
+class StoredGraphs(Collection["RegionGraph"]):
+    """Region graphs in tables, each read when it is its turn, so that only one is in memory.
 
-    table = get_table(objects, key)
-    return RegionGraph(*(table[name] for name in _GRAPH_COLUMNS))
+    Attributes
+    ----------
+    n_edges
+        Edges in the graphs that were gone through last.
+    """
+
+    def __init__(self, objects: Objects, keys: Sequence[str]) -> None:
+        self._objects, self._keys = objects, keys
+        self.n_edges = 0
+
+    def __len__(self) -> int:
+        """Return the number of graphs."""
+        return len(self._keys)
+
+    def __contains__(self, graph: object) -> bool:
+        """Whether one of them is ``graph`` itself; never, as each is read anew."""
+        return False
+
+    def __iter__(self) -> Iterator[RegionGraph]:
+        """Read one after the other."""
+        from cloudseg.ops.region_graph import RegionGraph
+
+        self.n_edges = 0
+        for key in self._keys:
+            table = get_table(self._objects, key)
+            self.n_edges += len(table["u"])
+            yield RegionGraph(*(table[name] for name in _GRAPH_COLUMNS))
 
 
 def _face_columns(faces: dict[str, npt.NDArray[np.uint64]]) -> dict[str, npt.NDArray[Any]]:
