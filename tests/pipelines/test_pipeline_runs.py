@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from io import StringIO
@@ -24,6 +26,7 @@ from cloudseg.pipelines.progress import BarProgress, LineProgress, duration, pro
 from cloudseg.pipelines.report import status
 from cloudseg.pipelines.spec import read_spec
 from cloudseg.tasking.queue import open_queue
+from cloudseg.testing.emulators import Fault, front
 from cloudseg.volumes import open_objects, open_volume
 
 N_INVERT, N_ALL = 36, 61
@@ -327,3 +330,20 @@ def test_a_dead_letter_of_another_task_in_the_books_of_a_step_is_not_counted_as_
     worker.send_signal(signal.SIGTERM)
     assert it.outputs() == quiet_outputs
     assert Counter(it.runs()) == Counter(it.receipts())
+
+
+@pytest.mark.faults
+def test_a_run_sits_out_a_bucket_that_stays_busy_longer_than_the_client_asks(
+    toy: Callable, process: Callable, aws: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = toy(sleep_s=0.1)
+    monkeypatch.setenv("CLOUDSEG_STORAGE_RETRIES", "0")
+    with front(aws) as before:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", before.url)
+        child = process("run", it.file, "--set", f"root=s3://vol/{uuid.uuid4()}", "--workers", 2)
+        wait_for(lambda: any(re.search("^PUT .*/receipts/toy_invert/", x) for x in list(before.requests)))
+        before.faults[:] = [Fault(r"^GET .*prefix=.*/pipeline/receipts/", status=503, times=2)]
+        code, _, err = finish(child)
+    assert code == 0, err
+    assert before.faults[0].times == 0, "the bucket was not busy"
+    assert err.count("step toy_invert: will look again in") == 2
