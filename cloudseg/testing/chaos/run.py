@@ -7,12 +7,9 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cloudseg.errors import TaskFailedError
 from cloudseg.pipelines.plan import plan
@@ -22,16 +19,15 @@ from cloudseg.testing.chaos import probe, proofs
 from cloudseg.testing.chaos import stage as chaos_stage
 from cloudseg.testing.chaos.fronts import Dice, QueueFront, StorageFront
 from cloudseg.testing.chaos.plan import Event, events
-from cloudseg.testing.chaos.poison import Poison, poisons
+from cloudseg.testing.chaos.poison import poisons
 from cloudseg.testing.chaos.processes import Program, left_over, pick, worker_events
+from cloudseg.testing.chaos.records import Records, Store, collect, n_full
 from cloudseg.testing.emulators import aws_emulator, environment, front, gcs_emulator
-from cloudseg.testing.runs import cloudseg, file_digests, object_digests
+from cloudseg.testing.runs import cloudseg
 from cloudseg.testing.store import store_phantom
 from cloudseg.testing.tasks import EXTRA_KINDS
 from cloudseg.testing.tiny_model import tiny_package
-from cloudseg.volumes import open_objects
 
-Store = Literal["s3", "gcs"]
 BUCKETS: dict[Store, str] = {"s3": "s3://vol", "gcs": "gs://vol"}
 LEASE_S = 2
 # Hours by which the clocks of the three workers are wrong.
@@ -40,6 +36,7 @@ FROZEN_S = 2.5 * LEASE_S
 # A run that ends by itself although nobody told it to is started again so often.
 MAX_OWN_ENDS = 8
 DRAIN_S = 180.0
+MAX_S = 800.0
 
 PIPELINE = """
 image = "{base}/image"
@@ -86,49 +83,6 @@ block_shape = [32, 32, 32]
 kind = "statistics"
 block_shape = [32, 32, 32]
 """
-
-
-@dataclass
-class Records:
-    """All that a chaos run leaves behind for the proofs and the table.
-
-    Attributes
-    ----------
-    planned
-        Step of each task id.
-    """
-
-    seed: int
-    store: Store
-    storage: StorageFront
-    queue: QueueFront
-    poisons: list[Poison]
-    planned: dict[str, str] = field(default_factory=dict)
-    done: Counter[str] = field(default_factory=Counter)
-    details: dict[str, Counter[str]] = field(default_factory=dict)
-    stored: list[tuple[str, str]] = field(default_factory=list)
-    skewed: int = 0
-    begun: list[proofs.Begun] = field(default_factory=list)
-    quiet: dict[str, str] = field(default_factory=dict)
-    outputs: dict[str, str] = field(default_factory=dict)
-    dead: list[tuple[str, str]] = field(default_factory=list)
-    ready: int = 0
-    leased: int = 0
-    stray: list[str] = field(default_factory=list)
-    own_ends: list[str] = field(default_factory=list)
-    worker_events: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def verdicts(self) -> list[proofs.Verdict]:
-        """Judge every promise."""
-        return [
-            proofs.same_bytes(self.quiet, self.outputs),
-            proofs.one_receipt_each(self.planned, self.stored, self.storage.asked),
-            proofs.none_after_its_receipt(self.storage.asked, self.begun),
-            proofs.poison_is_buried(self.poisons, self.dead),
-            *proofs.nothing_is_left(ready=self.ready, leased=self.leased, stray=self.stray),
-            proofs.none_ended_unasked(self.own_ends),
-        ]
 
 
 def run_chaos(folder: Path, *, seed: int, store: Store, is_long: bool, disk: Path | None) -> Records:
@@ -204,7 +158,7 @@ def run_chaos(folder: Path, *, seed: int, store: Store, is_long: bool, disk: Pat
         upstream = aws if gcs is None else gcs.url
         with front(upstream, records.storage), front(aws, records.queue):
             _Chaos(folder, records, todo, queue=f"sqs://{queue_name}", disk=disk).run()
-        _collect(records, folder, copies=copies, queue=queue, base=bases["chaos"])
+        collect(records, folder, copies=copies, queue=queue, base=bases["chaos"])
     records.seconds = time.monotonic() - started
     return records
 
@@ -220,6 +174,7 @@ class _Chaos:
         self.disk = disk
         self.ballast_until: float | None = None
         self.n_full = 0
+        self.ages_s: dict[Event, float] = {}
         site = folder / "site"
         site.mkdir()
         shutil.copy(probe.__file__, site / "sitecustomize.py")
@@ -247,9 +202,16 @@ class _Chaos:
             worker.start()
         self.coordinator.start()
         self.records.storage.is_calm = self.records.queue.is_calm = False
+        end = time.monotonic() + MAX_S
         try:
             while not self._step():
                 time.sleep(0.05)
+                if time.monotonic() > end:
+                    raise TaskFailedError(
+                        f"chaos with seed {self.records.seed} was not over after {MAX_S:.0f} s, with "
+                        f"{self.records.storage.n_receipts} of {len(self.records.planned)} receipts; the logs lie in "
+                        f"{self.begun.parent}"
+                    )
             self.records.storage.is_calm = self.records.queue.is_calm = True
             self._drain()
         finally:
@@ -311,7 +273,8 @@ class _Chaos:
 
     def _end_run(self, event: Event) -> bool:
         # Anywhere in its life: as it starts, fills the queue, or waits.
-        if self.coordinator.code is not None or self.coordinator.age_s < event.random.uniform(0.2, 6):
+        age_s = self.ages_s.setdefault(event, event.random.uniform(0.2, 6))
+        if self.coordinator.code is not None or self.coordinator.age_s < age_s:
             return False
         is_kill = "SIGKILL" in event.kind
         if self.coordinator.send(signal.SIGKILL if is_kill else signal.SIGTERM):
@@ -406,79 +369,8 @@ class _Chaos:
             time.sleep(0.2)
 
 
-def n_full(found: list[dict[str, Any]]) -> int:
-    """Count the tasks that met a full disk."""
-    return sum(e["event"] in ("failed", "dead") and "no space left" in e.get("message", "") for e in found)
-
-
 def _client(upstream: str, queue_name: str) -> tuple[Any, str]:
     import boto3
 
     client = boto3.client("sqs", endpoint_url=upstream)
     return client, str(client.get_queue_url(QueueName=queue_name)["QueueUrl"])
-
-
-def _collect(records: Records, folder: Path, *, copies: Mapping[str, Path], queue: Any, base: str) -> None:
-    """Read what the run has left in the bucket, on the disk and in the queue, past all fronts."""
-    there = open_objects(base)
-    keys = list(there.list())
-    records.outputs, records.quiet = (
-        object_digests(f"{base}/out"),
-        object_digests(f"file://{folder}/quiet/out"),
-    )
-    for where, digests in (("quiet", records.quiet), ("chaos", records.outputs)):
-        found = file_digests(copies[where], leave_out=())
-        digests.update({f"copy/{name}": digest for name, digest in found.items()})
-    for key in keys:
-        if key.startswith("out/pipeline/receipts/") and key.endswith(".json"):
-            _, _, _, step, name = key.split("/")
-            records.stored.append((step, name.removesuffix(".json")))
-            receipt = there.get(key)
-            records.skewed += _is_skewed(receipt)
-    records.stray += list(_stray_keys(keys, folder, records))
-    records.dead = [(letter.message.decode(), letter.reason) for letter in queue.dead()]
-    counts = queue.counts()
-    records.ready, records.leased = counts.ready, counts.leased
-
-
-def _is_skewed(receipt: bytes) -> bool:
-    from cloudseg.tasking.receipts import Receipt
-
-    finished: datetime = Receipt.load(receipt, where="receipt").finished
-    return abs(finished.timestamp() - time.time()) > 3600
-
-
-def _stray_keys(keys: list[str], folder: Path, records: Records) -> Iterator[str]:
-    """Name the objects that belong to nothing."""
-    books = {path.name for path in (folder / "quiet" / "out" / "pipeline").iterdir()}
-    poisoned = [poison.body for poison in records.poisons]
-    for key in keys:
-        top, _, rest = key.partition("/")
-        if top in ("image", "truth", "model", "poison"):
-            continue
-        if top != "out":
-            yield key
-        elif rest.startswith("pipeline/"):
-            part = rest.split("/")[1]
-            task_id = Path(rest).stem if part != "errors" else rest.split("/")[3]
-            if part in ("errors", "dead", "receipts"):
-                if task_id not in records.planned and not _is_poison(task_id, poisoned):
-                    yield key
-                if part == "dead" and task_id in records.planned:
-                    yield key
-            elif part not in books and part != "enqueued":
-                yield key
-
-
-def _is_poison(task_id: str, bodies: list[str]) -> bool:
-    from cloudseg.errors import CloudsegError
-    from cloudseg.tasking.envelope import Envelope, parse_message
-
-    for body in bodies:
-        try:
-            job = parse_message(body)
-        except CloudsegError:
-            continue
-        if isinstance(job, Envelope) and job.task_id == task_id:
-            return True
-    return False

@@ -6,7 +6,8 @@ from collections import Counter
 
 from cloudseg.testing.chaos.fronts import asked_again
 from cloudseg.testing.chaos.plan import CLOCK, KINDS, SHORT_LEASE, STANDING
-from cloudseg.testing.chaos.run import CLOCK_SHIFTS_S, LEASE_S, Records, n_full
+from cloudseg.testing.chaos.records import Records, n_full
+from cloudseg.testing.chaos.run import CLOCK_SHIFTS_S, LEASE_S
 from cloudseg.testing.runs import print_table
 
 Row = tuple[str, int, str]
@@ -31,7 +32,7 @@ def fault_table(records: Records) -> list[Row]:
             figures = ", ".join(f"{n} {what}" for what, n in sorted(records.details[kind.name].items()))
         rows.append((kind.name, n, kind.absorbed_by + (f" ({figures})" if figures else "")))
     n_skewed = sum(shift != 0 for shift in CLOCK_SHIFTS_S)
-    rows.append((CLOCK, n_skewed, f"{STANDING[CLOCK]} ({records.skewed} receipts with a wrong time)"))
+    rows.append((CLOCK, n_skewed, f"{STANDING[CLOCK]} ({records.n_skewed} receipts with a wrong time)"))
     longest = [e for e in records.worker_events if e["event"] == "done" and e["seconds"] > LEASE_S]
     rows.append((SHORT_LEASE, len(longest), f"{STANDING[SHORT_LEASE]} (lease {LEASE_S} s)"))
     rows.append(
