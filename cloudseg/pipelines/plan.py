@@ -12,6 +12,7 @@ from cloudseg.errors import CloudsegError, ConflictError, MissingChunkError, Spe
 from cloudseg.geometry import Box
 from cloudseg.pipelines.spec import PipelineSpec
 from cloudseg.specs import FrozenModel
+from cloudseg.tasking.memory import Library, base_bytes
 from cloudseg.tasking.run_task import versions
 from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import OpenVolume, Task
@@ -72,6 +73,20 @@ class PipelinePlan:
     def outputs_bytes(self) -> int:
         """Estimated size of everything that is written."""
         return sum(stage.plan.outputs_bytes for stage in self.stages)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Estimate, for each step, the peak memory of a worker process that has run the steps before it.
+
+        A worker that runs this step only needs less: the libraries of the others.
+        """
+        found: dict[str, int] = {}
+        libraries: set[Library] = set()
+        for step in self.steps():
+            libraries.update(step.libraries)
+            threads = (self.spec.threads_per_worker - 1) * step.thread_memory_bytes
+            kept = base_bytes(libraries) - base_bytes(step.libraries)
+            found[step.name] = kept + step.task_memory_bytes + threads
+        return found
 
 
 def plan(
@@ -161,7 +176,7 @@ def _check(expansion: StagePlan, *, stage: Stage, owners: dict[str, str], step_n
 
 
 class StepRecord(FrozenModel):
-    """One step in ``plan.json``: how many tasks, and the digest of their ids in order."""
+    """One step in ``plan.json``: how many tasks, the digest of their ids in order, a worker's estimated peak memory."""
 
     name: str
     n_tasks: int
@@ -219,6 +234,7 @@ def record(expanded: PipelinePlan, *, on_task: Callable[[int], None] | None = No
         If a step yields another number of tasks than it announced.
     """
     stages = []
+    memory = expanded.memory_bytes()
     for stage in expanded.stages:
         steps = []
         for step in stage.plan.steps:
@@ -233,7 +249,7 @@ def record(expanded: PipelinePlan, *, on_task: Callable[[int], None] | None = No
                     name=step.name,
                     n_tasks=n_tasks,
                     tasks_digest=digest,
-                    task_memory_bytes=step.task_memory_bytes,
+                    task_memory_bytes=memory[step.name],
                 )
             )
         layers = tuple(LayerRecord(name=x.name, uri=x.uri, info=x.info) for x in stage.plan.layers)

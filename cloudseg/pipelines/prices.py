@@ -86,11 +86,12 @@ def estimate_stage(stage: PlannedStage, expanded: PipelinePlan, prices: Prices) 
     core_seconds = megavoxels * prices.seconds_for(stage.stage.kind) + n_tasks * prices.seconds_per_task
     # A step with few tasks leaves workers idle: no more of them help than there are tasks.
     widest = max((step.n_tasks for step in stage.plan.steps), default=1)
+    memory = expanded.memory_bytes()
     cores = max(1, min(max(spec.n_workers, 1), widest)) * spec.threads_per_worker
     return Estimate(
         n_tasks=n_tasks,
         outputs_bytes=stage.plan.outputs_bytes,
-        task_memory_bytes=max((step.task_memory_bytes for step in stage.plan.steps), default=0),
+        task_memory_bytes=max((memory[step.name] for step in stage.plan.steps), default=0),
         core_hours=core_seconds / 3600,
         hours=core_seconds / 3600 / cores,
         dollars=core_seconds / 3600 * prices.dollars_per_core_hour,

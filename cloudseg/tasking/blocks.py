@@ -13,8 +13,8 @@ from cloudseg.tasking.task import Context
 from cloudseg.volumes.protocol import Positive3, VolumeInfo
 from cloudseg.volumes.tables import get_table
 
-# Python with numpy, numba, pyarrow and tensorstore imported, before the first voxel is read.
-LIBRARIES_BYTES = 300_000_000
+# Memory of a task that renames: labels, renamed labels, and the chunks that are being coded (measured on fib25).
+RENAME_BYTES_PER_VOXEL = 24
 
 
 class LabelsStage(Stage):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cloudseg.errors import SpecError
 from cloudseg.specs import FrozenModel
+from cloudseg.tasking.memory import Library
 from cloudseg.tasking.task import OpenVolume, Task
 from cloudseg.volumes.objects import Objects
 from cloudseg.volumes.protocol import VolumeInfo
@@ -36,7 +37,11 @@ class Step:
     prepare
         Small idempotent writes that must precede the tasks (an ``info`` entry), or None.
     task_memory_bytes
-        Estimated peak memory of one task.
+        Estimated peak memory of a worker with one thread that runs this step only: its libraries and one task.
+    thread_memory_bytes
+        What each further thread of the worker adds.
+    libraries
+        Which large ones the task imports: the worker keeps them while it runs the steps that follow.
     """
 
     name: str
@@ -44,6 +49,8 @@ class Step:
     tasks: Callable[[], Iterator[Task]]
     prepare: Callable[[], None] | None = None
     task_memory_bytes: int = 0
+    thread_memory_bytes: int = 0
+    libraries: tuple[Library, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

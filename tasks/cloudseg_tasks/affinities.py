@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -16,6 +18,7 @@ from cloudseg.models.package import ModelDescription, load_spec
 from cloudseg.ops.affinities import NEAREST
 from cloudseg.ops.lattice import PatchLattice
 from cloudseg.specs import FrozenModel
+from cloudseg.tasking.memory import base_bytes
 from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.mask import TissueMask
@@ -183,8 +186,17 @@ class AffinitiesStage(Stage, AffinitiesOptions):
                 )
 
         n_tasks, n_voxels = blocks.measure()
-        memory = task_memory_bytes(spec, lattice, block_shape, n_channels=len(self.offsets))
-        step = Step(self.label, n_tasks, tasks, task_memory_bytes=memory)
+        block_bytes, thread_bytes = task_memory_bytes(
+            spec, lattice, block_shape, n_channels=len(self.offsets), precision=self.precision
+        )
+        step = Step(
+            self.label,
+            n_tasks,
+            tasks,
+            task_memory_bytes=base_bytes(["torch"]) + block_bytes + thread_bytes,
+            thread_memory_bytes=thread_bytes,
+            libraries=("torch",),
+        )
         return StagePlan(self.label, (layer,), (step,), outputs_bytes=n_voxels * len(self.offsets))
 
     def _output_info(self, image: VolumeInfo) -> VolumeInfo:
@@ -236,19 +248,41 @@ def default_block_shape(lattice: PatchLattice, *, chunk_shape: XYZ) -> XYZ:
 
 
 def task_memory_bytes(
-    model: ModelDescription, lattice: PatchLattice, block_shape: XYZ, *, n_channels: int
-) -> int:
-    """Estimate the peak memory of one task with one network thread (measured within a third on ``fib25``)."""
+    model: ModelDescription,
+    lattice: PatchLattice,
+    block_shape: XYZ,
+    *,
+    n_channels: int,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> tuple[int, int]:
+    """Estimate the peak memory of a task on a CPU: of its block, and of each thread of the network.
+
+    ``auto`` means what the processor here computes in.
+    """
     patch = lattice.patch_shape
     n_patch, n_folded = int(np.prod(patch)), int(np.prod(model.arguments.fold))
-    # Six feature maps of the finest level live at once; logits, their unfolding and the result besides.
-    network = n_patch * (6 * 4 * model.arguments.widths[0] // n_folded + 12 * n_channels)
+    if precision == "auto":
+        precision = "bfloat16" if _processor_has_bfloat16() else "float32"
+    itemsize = 2 if precision == "bfloat16" else 4
+    # Six feature maps of the finest level live at once; later two of them, logits folded and unfolded, then as floats
+    # and twice as probabilities.
+    feature_map = n_patch * itemsize * model.arguments.widths[0] // n_folded
+    logits = n_patch * n_channels * (2 * itemsize + 12)
+    # Two predictions wait for each thread.
+    thread = max(6 * feature_map, 2 * feature_map + logits) + 2 * 4 * n_patch * n_channels
     columns = [min(b, s) for b, s in zip(block_shape[:2], lattice.bounds.shape[:2], strict=True)]
     n_column = columns[0] * columns[1] * patch[2]
     # Sums, the slab that is being written (floats, then bytes), and two slabs of image.
-    slabs = n_column * (9 * n_channels + 2)
-    torch_itself = 300_000_000
-    return torch_itself + network + slabs
+    return n_column * (9 * n_channels + 2), thread
+
+
+def _processor_has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16, told without torch, which planning does not load."""
+    try:
+        flags = re.findall(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return bool(flags) and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[0].split())
 
 
 def _open_mask(

@@ -17,6 +17,7 @@ from cloudseg.geometry import Box, grid_shape, tile
 from cloudseg.ops.statistics import SegmentTable, block_statistics, describe, merge_statistics, partition_of
 from cloudseg.specs import BoxField
 from cloudseg.tasking.blocks import block_name
+from cloudseg.tasking.memory import base_bytes
 from cloudseg.tasking.steps import Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes import update_info
@@ -26,7 +27,10 @@ from cloudseg.volumes.tables import Column, get_table, put_table
 
 # Partials are added in batches, so that a merge holds few of them beside the growing sum.
 _MERGE_BATCH = 64
+# Measured on fib25 (blocks) and on tables of a million rows.
 _MEMORY_BYTES_PER_VOXEL = 10
+_MERGE_BYTES_PER_SEGMENT = 500
+_PUBLISH_BYTES_PER_SEGMENT = 600
 _EMPTY_PROPERTIES = {"@type": "neuroglancer_segment_properties", "inline": {"ids": [], "properties": []}}
 
 
@@ -201,6 +205,9 @@ class StatisticsStage(Stage):
                 uri=layer.uri, n_partitions=n_partitions, max_segments=self.max_properties
             )
 
+        # About one segment per 2^14 voxels of dense EM; its row in a table, and in a list for the viewer.
+        n_segments = min(bounds.n_voxels, self.voxels_per_partition) >> 14
+        n_listed = min(self.max_properties, bounds.n_voxels >> 14)
         core_voxels = math.prod(min(b, s) for b, s in zip(self.block_shape, bounds.shape, strict=True))
         return StagePlan(
             name=self.label,
@@ -210,14 +217,22 @@ class StatisticsStage(Stage):
                     name=f"{self.label}.measure",
                     n_tasks=math.prod(grid_shape(bounds, self.block_shape)),
                     tasks=measure,
-                    task_memory_bytes=core_voxels * _MEMORY_BYTES_PER_VOXEL,
+                    task_memory_bytes=base_bytes(["numba"]) + core_voxels * _MEMORY_BYTES_PER_VOXEL,
+                    libraries=("numba",),
                 ),
-                Step(name=f"{self.label}.merge", n_tasks=n_partitions, tasks=merge),
+                Step(
+                    name=f"{self.label}.merge",
+                    n_tasks=n_partitions,
+                    tasks=merge,
+                    task_memory_bytes=base_bytes(["numba"]) + n_segments * _MERGE_BYTES_PER_SEGMENT,
+                    libraries=("numba",),
+                ),
                 Step(
                     name=f"{self.label}.publish",
                     n_tasks=1,
                     tasks=publish,
                     prepare=partial(_announce, site, layer.uri),
+                    task_memory_bytes=base_bytes([]) + n_listed * _PUBLISH_BYTES_PER_SEGMENT,
                 ),
             ),
         )

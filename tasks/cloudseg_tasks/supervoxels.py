@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box, grid_box, grid_shape, tile
 from cloudseg.specs import BoxField
-from cloudseg.tasking.blocks import LIBRARIES_BYTES, LabelsStage, block_name, rename_block
+from cloudseg.tasking.blocks import RENAME_BYTES_PER_VOXEL, LabelsStage, block_name, rename_block
+from cloudseg.tasking.memory import base_bytes
 from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.mask import TissueMask
@@ -30,6 +31,12 @@ from cloudseg.volumes.tables import get_table, put_table
 
 Threshold = Annotated[int, Field(ge=1, le=255)]
 _AXES = "xyz"
+
+# Measured on fib25. Affinities, their copies at the border, parents and labels; ids on a face and their places; and
+# for all faces between blocks together: one voxel in eight has a pair, which takes 160 bytes while names are found.
+_LABEL_BYTES_PER_VOXEL = 22
+_FACE_BYTES_PER_VOXEL = 40
+_NAMES_BYTES_PER_VOXEL = 20
 
 
 class SupervoxelsTask(BlockTask):
@@ -235,25 +242,40 @@ class SupervoxelsStage(LabelsStage):
                 )
 
         n_blocks = math.prod(grid_shape(bounds, self.block_shape))
-        n_voxels = grid_box(bounds, self.block_shape, (0, 0, 0)).n_voxels
+        block = grid_box(bounds, self.block_shape, (0, 0, 0))
+        n_face = sum(block.n_voxels // n for n in block.shape)
         return StagePlan(
             name=self.label,
             layers=(fragments, output),
             steps=(
-                # Three affinity channels, their copies at the border, parents and labels.
                 Step(
                     f"{self.label}.label",
                     n_blocks,
                     label,
-                    task_memory_bytes=worker_bytes(n_voxels, per_voxel=26),
+                    task_memory_bytes=base_bytes(["numba"]) + _LABEL_BYTES_PER_VOXEL * block.n_voxels,
+                    libraries=("numba",),
                 ),
-                Step(f"{self.label}.faces", n_blocks, faces, task_memory_bytes=worker_bytes(0, per_voxel=0)),
-                Step(f"{self.label}.names", 1, names, task_memory_bytes=worker_bytes(0, per_voxel=0)),
+                Step(
+                    f"{self.label}.faces",
+                    n_blocks,
+                    faces,
+                    task_memory_bytes=base_bytes(["numba"]) + _FACE_BYTES_PER_VOXEL * n_face,
+                    libraries=("numba",),
+                ),
+                Step(
+                    f"{self.label}.names",
+                    1,
+                    names,
+                    task_memory_bytes=base_bytes(["numba"])
+                    + _NAMES_BYTES_PER_VOXEL * _n_inner_faces(bounds, self.block_shape),
+                    libraries=("numba",),
+                ),
                 Step(
                     f"{self.label}.rename",
                     n_blocks,
                     rename,
-                    task_memory_bytes=worker_bytes(n_voxels, per_voxel=24),
+                    task_memory_bytes=base_bytes(["numba"]) + RENAME_BYTES_PER_VOXEL * block.n_voxels,
+                    libraries=("numba",),
                 ),
             ),
             # compressed_segmentation takes about a tenth of the raw ids (measured on fib25).
@@ -271,9 +293,10 @@ def check_affinities(layer: Layer, *, wanted_by: str) -> None:
         )
 
 
-def worker_bytes(n_voxels: int, *, per_voxel: int) -> int:
-    """Estimate the peak memory of a task: the libraries, and so much per voxel of its block."""
-    return LIBRARIES_BYTES + per_voxel * n_voxels
+def _n_inner_faces(bounds: Box, block_shape: XYZ) -> int:
+    """Return how many voxel faces lie between blocks."""
+    n_cuts = (n - 1 for n in grid_shape(bounds, block_shape))
+    return sum(cuts * bounds.n_voxels // n for cuts, n in zip(n_cuts, bounds.shape, strict=True))
 
 
 def _block_of(ids: npt.NDArray[np.uint64], *, bounds: Box, block_shape: XYZ) -> npt.NDArray[np.int64]:

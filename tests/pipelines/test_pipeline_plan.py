@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from cloudseg.pipelines.plan import digest_of, plan
 from cloudseg.pipelines.prices import estimate_stage, load_prices, total
 from cloudseg.pipelines.space import check_space, human_bytes
 from cloudseg.pipelines.spec import load_spec, read_spec
+from cloudseg.tasking.memory import base_bytes
 from cloudseg.tasking.task import Task
 from cloudseg.volumes import VolumeInfo, create_volume
 
@@ -142,8 +144,6 @@ def test_a_step_that_yields_other_than_it_announced_is_refused(
 
     expanded = planned(image, INVERT)
     (stage,) = expanded.stages
-    import dataclasses
-
     broken = dataclasses.replace(stage.plan.steps[0], n_tasks=7)
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, steps=(broken,)))
     with pytest.raises(SpecError, match="announced 7 tasks but yields 36"):
@@ -154,3 +154,28 @@ def test_the_file_on_disk_is_what_is_planned(toy: Callable) -> None:
     spec = read_spec(toy(sleep_s=0.25).file)
     assert spec.stages[0].model_dump()["sleep_s"] == 0.25
     assert np.prod(plan(spec).image.info.shape) == 64 * 48 * 48
+
+
+def test_a_worker_keeps_the_libraries_of_earlier_steps_and_each_thread_takes_its_share(image: Path) -> None:
+    expanded = planned(image, INVERT, SUM)
+    first, second = expanded.stages
+    (invert,) = first.plan.steps
+    libraries = {"libraries": ("torch",), "task_memory_bytes": base_bytes(["torch"]) + 7}
+    invert = dataclasses.replace(invert, thread_memory_bytes=1000, **libraries)
+    sums = tuple(
+        dataclasses.replace(step, libraries=("numba",), task_memory_bytes=base_bytes(["numba"]) + 5)
+        for step in second.plan.steps
+    )
+    stages = tuple(
+        dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, steps=steps))
+        for stage, steps in ((first, (invert,)), (second, sums))
+    )
+    spec = expanded.spec.model_copy(update={"threads_per_worker": 3})
+    expanded = dataclasses.replace(expanded, spec=spec, stages=stages)
+    assert expanded.memory_bytes() == {
+        "toy_invert": base_bytes(["torch"]) + 7 + 2000,
+        "toy_sum.blocks": base_bytes(["torch", "numba"]) + 5,
+        "toy_sum.total": base_bytes(["torch", "numba"]) + 5,
+    }
+    (prices,) = [estimate_stage(stages[1], expanded, load_prices())]
+    assert prices.task_memory_bytes == base_bytes(["torch", "numba"]) + 5

@@ -23,7 +23,7 @@ class ShardingOptions(FrozenModel):
         How many labels of each shard are read back and must lie inside the volume.
     """
 
-    voxels_per_shard: PositiveInt = 1 << 30
+    voxels_per_shard: PositiveInt = 1 << 29
     keep_fragments: bool = False
     check_labels: NonNegativeInt = 4
 

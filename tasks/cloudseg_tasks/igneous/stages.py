@@ -14,6 +14,7 @@ from cloudseg.errors import ConflictError, SpecError
 from cloudseg.geometry import XYZ, Box, grid_shape, tile
 from cloudseg.ops.downsample import coarse_box, next_factor
 from cloudseg.specs import FrozenModel
+from cloudseg.tasking.memory import base_bytes
 from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import Task
 from cloudseg.volumes import create_volume, scales, sharding_for, update_info
@@ -36,8 +37,12 @@ from cloudseg_tasks.igneous.options import MeshOptions, ShardingOptions, Skeleto
 
 Options = TypeVar("Options", bound=FrozenModel)
 
-# Python with igneous, zmesh and kimimaro imported, before the first voxel is read.
-_BASE_BYTES = 400 << 20
+# Bytes per voxel, measured on fib25: labels, igneous's renumbered and bordered copies of them, and the pieces;
+# the pieces of a shard, joined and coded.
+_FORGE_BYTES_PER_VOXEL = 40
+_MERGE_BYTES_PER_VOXEL = 3
+# A byte of fine labels is read, decoded and pooled: measured on fib25.
+_POOL_BYTES_PER_BYTE = 2.4
 
 
 class DownsampleStage(Stage):
@@ -102,10 +107,19 @@ class DownsampleStage(Stage):
             n_tasks=sum(math.prod(grid_shape(info.bounds, blocks(info))) for _, _, info, _ in jobs),
             tasks=tasks,
             prepare=prepare,
-            task_memory_bytes=max(
-                2 * math.prod(blocks(info)) * math.prod(factor) * fine.numpy_dtype.itemsize * fine.n_channels
+            task_memory_bytes=base_bytes(["numba"])
+            + max(
+                int(
+                    _POOL_BYTES_PER_BYTE
+                    * math.prod(
+                        min(s, b * f) for s, b, f in zip(fine.shape, blocks(info), factor, strict=True)
+                    )
+                    * fine.numpy_dtype.itemsize
+                    * fine.n_channels
+                )
                 for _, fine, info, factor in jobs
             ),
+            libraries=("numba",),
         )
 
 
@@ -174,28 +188,38 @@ class _FragmentStage(Stage, ShardingOptions):
             for shard in range(shards.n):
                 yield igneous_task("clean", CleanJob(shard=shard, pieces=pieces))
 
-        block_bytes = math.prod(min(b, s) for b, s in zip(pieces.block_shape, info.shape, strict=True)) * 8
+        n_block = math.prod(min(b, s) for b, s in zip(pieces.block_shape, info.shape, strict=True))
         steps = [
-            # Labels, igneous's renumbered and bordered copies of them, and the pieces.
             Step(
                 f"{self.label}.forge",
                 pieces.n_blocks,
                 forge_tasks,
                 prepare=lambda: _require_scale(layer, info, mip=self.mip, wanted_by=self.label),
-                task_memory_bytes=_BASE_BYTES + 5 * block_bytes,
+                task_memory_bytes=base_bytes(["igneous"]) + _FORGE_BYTES_PER_VOXEL * n_block,
+                libraries=("igneous",),
             ),
             Step(
                 f"{self.label}.merge",
                 shards.n,
                 merge_tasks,
                 prepare=lambda: _publish(site, layer.uri, self._folder, self._document(info, shards)),
-                task_memory_bytes=_BASE_BYTES + 2 * min(info.bounds.n_voxels, self.voxels_per_shard),
+                task_memory_bytes=base_bytes(["igneous"])
+                + _MERGE_BYTES_PER_VOXEL * min(info.bounds.n_voxels, self.voxels_per_shard),
+                libraries=("igneous",),
             ),
         ]
         if self.check_labels:
-            steps.append(Step(f"{self.label}.check", shards.n, check_tasks))
+            steps.append(
+                Step(
+                    f"{self.label}.check",
+                    shards.n,
+                    check_tasks,
+                    task_memory_bytes=base_bytes(["igneous"]),
+                    libraries=("igneous",),
+                )
+            )
         if not self.keep_fragments:
-            steps.append(Step(f"{self.label}.clean", shards.n, clean_tasks))
+            steps.append(Step(f"{self.label}.clean", shards.n, clean_tasks, task_memory_bytes=base_bytes([])))
         return StagePlan(
             name=self.label, layers=(), steps=tuple(steps), outputs_bytes=info.bounds.n_voxels // 4
         )
