@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -347,3 +348,35 @@ def test_a_run_sits_out_a_bucket_that_stays_busy_longer_than_the_client_asks(
     assert code == 0, err
     assert before.faults[0].times == 0, "the bucket was not busy"
     assert err.count("step toy_invert: will look again in") == 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda chunk: chunk.unlink(), "was never written"),
+        (lambda chunk: chunk.write_bytes(chunk.read_bytes()[:-7]), "is damaged"),
+        (lambda chunk: chunk.write_bytes(b""), "is damaged"),
+    ],
+    ids=["missing", "truncated", "empty"],
+)
+def test_a_chunk_damaged_where_it_lies_is_a_dead_letter_that_names_the_layer_and_never_a_hole(
+    toy: Callable, command: Callable, quiet_outputs: dict[str, bytes], damage: Callable, words: str
+) -> None:
+    it = toy("max_attempts = 1")
+    assert command("run", it.file)[0] == 0
+    for lost in ("sums", "pipeline/receipts/toy_sum.blocks", "pipeline/receipts/toy_sum.total"):
+        shutil.rmtree(it.root / lost)
+    chunk = next(path for path in sorted((it.root / "inverted").glob("*/*_*_*")))
+    whole = chunk.read_bytes()
+    damage(chunk)
+    code, _, err = command("run", it.file)
+    assert code == 1
+    assert "1 of 24 tasks of step 'toy_sum.blocks' gave up" in err
+    assert words in err
+    assert "/inverted" in err
+    assert not (it.root / "sums" / "total.json").exists()
+    chunk.write_bytes(whole)
+    assert command("retry", it.root)[0] == 0
+    assert command("run", it.file)[0] == 0
+    assert it.outputs() == quiet_outputs
