@@ -221,11 +221,10 @@ def edges_of_runs(
     unit = math.gcd(255, emphasis)
     ax, ay, az = (affinities[axis].reshape(-1, order="F") for axis in range(3))
     nx, ny, nz = runs.shape
-    faces = _collect(
+    pair, total, weight = _collect(
         runs.rows, runs.begin, runs.place, ax, ay, az, nx, ny, nz, x, y, z, 255 // unit, emphasis // unit
     )
-    pair, total, weight = np.ascontiguousarray(faces.T)
-    return Edges.summed(pair, total.astype(np.int64), weight.astype(np.int64))
+    return Edges.summed(pair, total, weight)
 
 
 def face_ids(labels: Ids, *, core: Box, bounds: Box) -> dict[str, Ids]:
@@ -381,5 +380,16 @@ def _collect(rows, begin, place, ax, ay, az, nx, ny, nz, low_x, low_y, low_z, pl
                     plain,
                     emphasis,
                 )
-    left = recent[recent[:, 2] != 0]
-    return np.concatenate((listed[:n], left))
+    n_recent = np.sum(recent[:, 2] != 0)
+    pair, total, weight = (
+        np.empty(n + n_recent, np.uint64),
+        np.empty(n + n_recent, np.int64),
+        np.empty(n + n_recent, np.int64),
+    )
+    for k in range(n):
+        pair[k], total[k], weight[k] = listed[k, 0], listed[k, 1], listed[k, 2]
+    for at in range(recent.shape[0]):
+        if recent[at, 2] != 0:
+            pair[n], total[n], weight[n] = recent[at, 0], recent[at, 1], recent[at, 2]
+            n += 1
+    return pair, total, weight
