@@ -113,6 +113,11 @@ def parse_limit(text: str) -> tuple[str, TaskLimits]:
     "--gpu", is_flag=True, help="Refuse to start without a GPU; share out the GPUs among the processes."
 )
 @click.option(
+    "--share-network/--no-share-network",
+    default=None,
+    help="Run the networks of all processes in one more process, in common batches.  [default: with --gpu]",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
@@ -141,6 +146,7 @@ def worker(
     limits: tuple[str, ...],
     threads: int | None,
     gpu: bool,
+    share_network: bool | None,
     log_format: LogFormat,
     metrics_port: int | None,
     metrics_host: str,
@@ -161,6 +167,7 @@ def worker(
         limits=dict(map(parse_limit, limits)),
         threads_per_process=threads,
         gpu=gpu,
+        share_network=share_network,
     )
     health = Health()
     metrics = WorkerMetrics(lambda: open_queue(queue, create=False)) if metrics_port is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from cloudseg.errors import ModelError
 from cloudseg.geometry import XYZ
+from cloudseg.models.layers import VoxelNetwork, fuse_batch_norm
+from cloudseg.models.network import Lanes
 from cloudseg.models.package import (
     ModelDescription,
     ModelSpec,
@@ -22,9 +25,10 @@ from cloudseg.models.package import (
     save_package,
 )
 from cloudseg.models.registry import build_network
-from cloudseg.models.unet import ResidualUNet, fuse_batch_norm
 from cloudseg.ops.affinities import NEAREST
 from cloudseg.volumes import open_objects
+
+log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -46,7 +50,7 @@ class Model:
     network
         Built, with weights; it is changed (batch normalisation is folded into the convolutions).
     offsets
-        Which outputs to keep.
+        Which affinities to keep; none for a model of boundaries.
     device
         ``cpu`` or ``cuda``.
     precision
@@ -56,7 +60,7 @@ class Model:
     def __init__(
         self,
         spec: ModelDescription,
-        network: ResidualUNet,
+        network: VoxelNetwork,
         *,
         offsets: Sequence[XYZ] = NEAREST,
         device: Literal["cpu", "cuda"] = "cpu",
@@ -72,11 +76,17 @@ class Model:
         network.to(self.device, self._dtype).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._network: nn.Module = network
         self._network.requires_grad_(False)
+        self._mixes: dict[tuple[XYZ, int], bool] = {}
 
     @property
     def n_channels(self) -> int:
         """Channels of a prediction."""
-        return len(self.offsets)
+        return max(1, len(self.offsets))  # boundaries are one channel without an offset
+
+    @property
+    def device_type(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return self.device.type
 
     @property
     def multiple(self) -> XYZ:
@@ -113,12 +123,54 @@ class Model:
         out = np.empty((patches.shape[0], self.n_channels, *patches.shape[1:]), np.float32)
         # On a CPU a batch is no faster than its parts, and oneDNN rounds differently for another batch size.
         step = 1 if self.device.type == "cpu" else patches.shape[0]
+        for i in range(0, patches.shape[0], step):
+            out[i : i + step] = self._pass(patches[i : i + step], scale=scale, shift=shift)
+        return out
+
+    def lanes(self, patch_shape: XYZ, *, batch_size: int) -> Lanes:
+        """Return how to call it so that each patch gets the same bits in any company.
+
+        A CPU computes one patch a thread. A GPU computes batches of one size, filled up with zeros; and where
+        :meth:`mixes` finds that the patches of a batch touch each other's rounding, one patch with zeros.
+        """
+        if self.device.type == "cpu":
+            return Lanes(n_threads(), initializer=use_one_thread)
+        n_patches = batch_size if self.mixes(patch_shape, batch_size=batch_size) else 1
+        return Lanes(1, n_patches, padded_to=batch_size)
+
+    def mixes(self, patch_shape: XYZ, *, batch_size: int) -> bool:
+        """Whether a patch gets the same bits in every place of a batch, among others and among zeros.
+
+        No library promises it, so it is tried out, on the device and in the shape that count: one patch, in each
+        place once. This is evidence, not proof.
+        """
+        key = (patch_shape, batch_size)
+        if key not in self._mixes:
+            noise = np.random.default_rng(0).integers(0, 256, (batch_size + 1, *patch_shape), np.uint8)
+            patch, others = noise[0], noise[1:]
+            scale, shift = 1.0 / self.spec.normalisation.deviation, -1.0
+            alone = np.zeros_like(others)
+            alone[0] = patch
+            expected = self._pass(alone, scale=scale, shift=shift)[0]
+            found = True
+            for place in range(batch_size):
+                batch = others.copy()
+                batch[place] = patch
+                found &= np.array_equal(self._pass(batch, scale=scale, shift=shift)[place], expected)
+            self._mixes[key] = found
+            if not found:
+                log.warning(
+                    "the patches of a batch touch each other's rounding on this %s: each is computed alone",
+                    self.device.type,
+                )
+        return self._mixes[key]
+
+    def _pass(self, patches: npt.NDArray[Any], *, scale: float, shift: float) -> npt.NDArray[np.float32]:
+        """Run the network once over all ``patches``."""
         with torch.inference_mode(), _same_bits_every_time():
-            for i in range(0, patches.shape[0], step):
-                part = np.ascontiguousarray(patches[i : i + step])
-                x = self._to_device(part).mul_(scale).add_(shift).to(self._dtype)
-                logits: Tensor = self._network(x[:, None])
-                out[i : i + step] = torch.sigmoid(logits.float()).cpu().numpy()
+            x = self._to_device(np.ascontiguousarray(patches)).mul_(scale).add_(shift).to(self._dtype)
+            logits: Tensor = self._network(x[:, None])
+            out: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).cpu().numpy()
         return out
 
     def _to_device(self, patches: npt.NDArray[Any]) -> Tensor:

@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cloudseg.geometry import XYZ, Box
-from cloudseg.models.predict import Model, n_threads, use_one_thread
+from cloudseg.models.network import Lanes, Network, Probabilities
 from cloudseg.ops.blend import SlabBlender, to_uint8
 from cloudseg.ops.lattice import PatchLattice, mirror
 
 T = TypeVar("T")
-Probabilities = npt.NDArray[np.float32]
 Image = npt.NDArray[Any]
 
 
@@ -50,7 +49,7 @@ class BlockReport:
 
 
 def predict_block(
-    model: Model,
+    model: Network,
     lattice: PatchLattice,
     core: Box,
     *,
@@ -63,7 +62,8 @@ def predict_block(
 ) -> BlockReport:
     """Predict the voxels of ``core`` from every patch that touches it.
 
-    Each voxel comes out the same, bit for bit, for any block that holds it and any number of CPU threads.
+    Each voxel comes out the same, bit for bit, for any block that holds it and any number of CPU threads, in whatever
+    batches its patches are computed.
 
     Parameters
     ----------
@@ -78,22 +78,23 @@ def predict_block(
     tissue
         Returns where a box holds tissue; elsewhere the result is 0. Called from this thread and the writer's.
     grey_range
-        See :meth:`Model.predict`.
+        See :meth:`cloudseg.models.predict.Model.predict`.
     batch_size
         Patches per forward pass on a GPU; always padded to this size, so that it rounds alike.
     write_grid_z
         Slabs begin and end at multiples of this from the bounds' start (or at the end of ``core``).
     """
-    on_cpu = model.device.type == "cpu"
-    n_network = n_threads() if on_cpu else 1
+    lanes = model.lanes(lattice.patch_shape, batch_size=batch_size)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader,
-        ThreadPoolExecutor(n_network, thread_name_prefix="network", initializer=use_one_thread) as network,
+        ThreadPoolExecutor(
+            lanes.n_threads, thread_name_prefix="network", initializer=lanes.initializer
+        ) as network,
         ThreadPoolExecutor(1, thread_name_prefix="write-behind") as writer,
     ):
-        block = _Block(model, lattice, core, read, write, tissue, grey_range, 1 if on_cpu else batch_size)
+        block = _Block(model, lattice, core, read, write, tissue, grey_range, lanes)
         try:
-            block.run(reader, network, writer, n_network=n_network, write_grid_z=write_grid_z)
+            block.run(reader, network, writer, write_grid_z=write_grid_z)
         except BaseException:
             for pool in (reader, network, writer):
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -137,14 +138,14 @@ class _Job(Generic[T]):
 
 @dataclass
 class _Block:
-    model: Model
+    model: Network
     lattice: PatchLattice
     core: Box
     read: Callable[[Box], Image]
     write: Callable[[Box, npt.NDArray[np.uint8]], None]
     tissue: Callable[[Box], npt.NDArray[np.bool_]] | None
     grey_range: tuple[float, float] | None
-    batch_size: int
+    lanes: Lanes
     report: BlockReport = field(default_factory=BlockReport)
 
     def run(
@@ -153,7 +154,6 @@ class _Block:
         network: ThreadPoolExecutor,
         writer: ThreadPoolExecutor,
         *,
-        n_network: int,
         write_grid_z: int,
     ) -> None:
         """Drive the threads; blending happens here, in lattice order."""
@@ -179,7 +179,7 @@ class _Block:
         for batch, slab in self._with_images(reader):
             running.append((batch, _Job(network, self._predict, batch, slab)))
             # One batch lies ready for each that is being computed: the network never waits for the blending.
-            while len(running) > 2 * n_network:
+            while len(running) > 2 * self.lanes.n_threads:
                 retire()
         while running:
             retire()
@@ -214,13 +214,9 @@ class _Block:
         with_tissue = [index for index in patches if self._holds_tissue(index)]
         self.report.n_patches += len(with_tissue)
         self.report.n_skipped += len(patches) - len(with_tissue)
-        starts = range(0, max(len(with_tissue), 1), self.batch_size)
-        return [
-            _Batch(
-                k, tuple(with_tissue[i : i + self.batch_size]), last=i + self.batch_size >= len(with_tissue)
-            )
-            for i in starts
-        ]
+        n = self.lanes.n_patches
+        starts = range(0, max(len(with_tissue), 1), n)
+        return [_Batch(k, tuple(with_tissue[i : i + n]), last=i + n >= len(with_tissue)) for i in starts]
 
     def _holds_tissue(self, index: XYZ) -> bool:
         # A patch only matters to voxels of the core that are tissue: the others become 0 whatever it says.
@@ -254,7 +250,7 @@ class _Block:
     def _predict(self, batch: _Batch, slab: _Slab | None) -> Probabilities:
         if slab is None or not batch.patches:
             return np.empty((0, self.model.n_channels, *self.lattice.patch_shape), np.float32)
-        patches = np.zeros((self.batch_size, *self.lattice.patch_shape), slab.image.dtype)
+        patches = np.zeros((self.lanes.padded_to, *self.lattice.patch_shape), slab.image.dtype)
         for i, index in enumerate(batch.patches):
             patches[i] = slab.image[self.lattice.patch_box(index).slices_in(slab.box)]
         return self.model.predict(patches, grey_range=self.grey_range)[: len(batch.patches)]

@@ -1,7 +1,9 @@
-"""The warm process that runs tasks for a worker: ``python -m cloudseg.tasking.child FD PARENT_PID THREADS GPU``.
+"""The warm process that runs a worker's tasks: ``python -m cloudseg.tasking.child FD PARENT_PID THREADS GPU NETWORK``.
 
 It reads one request at a time from the socket FD and answers it; all else (leases, limits, signals,
 retries) is its supervisor's business. It ends when the supervisor does, however that ends.
+
+NETWORK is the socket of the process that runs networks for all tasks of the worker; empty: tasks run their own.
 
 Requests and answers are JSON::
 
@@ -38,19 +40,12 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def main(argv: list[str]) -> None:
     """Serve the supervisor at the other end of the socket until it goes away."""
-    fd, parent_pid, n_threads, wants_gpu = (int(arg) for arg in argv)
-    # A Ctrl-C or a group-wide SIGTERM may reach us too; what they mean is for the supervisor to decide.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.enable()
-    _die_with(parent_pid)
-    connection = Connection(fd)
-    threading.Thread(target=_exit_at_hang_up, args=(fd,), name="hang-up", daemon=True).start()
-    if log_format := os.environ.get(VARIABLE):
-        configure("json" if log_format == "json" else "text")
+    fd, parent_pid, n_threads, wants_gpu = (int(arg) for arg in argv[:4])
+    (network,) = argv[4:]
+    connection = begin(fd, parent_pid)
     if wants_gpu:
-        _check_gpu()
-    ctx = default_context({})
+        check_gpu()
+    ctx = default_context({}, network=network)
     set_threads = getattr(importlib.import_module("cloudseg.volumes"), "set_threads", None)
     if set_threads is not None:
         set_threads(n_threads)
@@ -61,6 +56,20 @@ def main(argv: list[str]) -> None:
         except EOFError:
             return
         connection.send_bytes(json.dumps(_answer(request, ctx)).encode())
+
+
+def begin(fd: int, parent_pid: int) -> Connection:
+    """Do what each process of a worker begins with: end with the supervisor, leave signals to it, log as it does."""
+    # A Ctrl-C or a group-wide SIGTERM may reach us too; what they mean is for the supervisor to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    _die_with(parent_pid)
+    connection = Connection(fd)
+    threading.Thread(target=_exit_at_hang_up, args=(fd,), name="hang-up", daemon=True).start()
+    if log_format := os.environ.get(VARIABLE):
+        configure("json" if log_format == "json" else "text")
+    return connection
 
 
 def _answer(request: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -80,7 +89,7 @@ def _answer(request: dict[str, Any], ctx: Context) -> dict[str, Any]:
     return {"ok": True, "ran": ran, "receipt": receipt.canonical_json()}
 
 
-def _check_gpu() -> None:
+def check_gpu() -> None:
     """Leave, with the reason, where no GPU can be used: every task would fail, or crawl on the processor."""
     try:
         importlib.import_module("cloudseg.models.predict").pick_device("cuda")

@@ -41,6 +41,9 @@ class WorkerOptions(FrozenModel):
         Threads of numerical libraries; None: the machine's cores shared out.
     gpu
         Refuse to start where no GPU can be used; spread the processes over the GPUs there are.
+    share_network
+        Run the networks of all processes in one more process (one for each GPU), in common batches. None: with
+        ``gpu``, and more than one process.
     backoff_s, max_backoff_s
         A failed task waits ``backoff_s`` after its first attempt, then twice as long each time, up to the
         maximum.
@@ -56,9 +59,15 @@ class WorkerOptions(FrozenModel):
     limits: dict[str, TaskLimits] = Field(default_factory=dict)
     threads_per_process: PositiveInt | None = None
     gpu: bool = False
+    share_network: bool | None = None
     backoff_s: NonNegativeFloat = 2.0
     max_backoff_s: NonNegativeFloat = 300.0
     foreign_attempts: PositiveInt = 3
+
+    @property
+    def shares_network(self) -> bool:
+        """Whether tasks share networks."""
+        return self.gpu and self.n_processes > 1 if self.share_network is None else self.share_network
 
     def limits_of(self, kind: str) -> TaskLimits:
         """Return the limits of a task: each its kind's own, or else the general one.

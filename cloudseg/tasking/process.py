@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
@@ -40,19 +41,44 @@ class ChildProcess:
     gpu
         Which GPU it uses; it refuses to start where there is none. Empty: the system's choice; None: it may do
         without.
+    module
+        What it runs.
+    purpose
+        What it does, for messages.
+    extra
+        Its further arguments.
+    inherited
+        File descriptors that it gets besides its socket.
     """
 
-    def __init__(self, *, n_threads: int, gpu: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        n_threads: int,
+        gpu: str | None = None,
+        module: str = "cloudseg.tasking.child",
+        purpose: str = "runs tasks",
+        extra: Sequence[str] = (),
+        inherited: Sequence[int] = (),
+    ) -> None:
+        self._purpose = purpose
+        self._was_ready = False
         ours, theirs = socket.socketpair()
         # The libraries read these when they are first imported: they must be set before the process starts.
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(n_threads))}
         if gpu:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        arguments = [str(theirs.fileno()), str(os.getpid()), str(n_threads), str(int(gpu is not None))]
+        arguments = [
+            str(theirs.fileno()),
+            str(os.getpid()),
+            str(n_threads),
+            str(int(gpu is not None)),
+            *extra,
+        ]
         self._process = subprocess.Popen(
             # -P: a file of the working directory must not stand in for a library.
-            [sys.executable, "-P", "-m", "cloudseg.tasking.child", *arguments],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-P", "-m", module, *arguments],
+            pass_fds=[theirs.fileno(), *inherited],
             env=environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # so that what it starts can be killed with it
@@ -82,9 +108,12 @@ class ChildProcess:
                     break
                 case "answer":
                     if self._connection.recv_bytes() == READY:
+                        self._was_ready = True
                         return True
         how = explain_exit(self.kill())
-        raise TaskFailedError(f"the process that runs tasks did not start: {how}; its own messages say why")
+        raise TaskFailedError(
+            f"the process that {self._purpose} did not start: {how}; its own messages say why"
+        )
 
     def ask(self, request: dict[str, Any]) -> None:
         """Send one request."""
@@ -105,6 +134,17 @@ class ChildProcess:
             except OSError:
                 return "died"
         return "woken" if wake in ready else "nothing"
+
+    def was_ready(self) -> bool:
+        """Whether it has ever been ready, though nobody may have waited for it."""
+        try:
+            return self._was_ready or _has_data(self._connection)
+        except OSError:
+            return False
+
+    def exit_code(self) -> int | None:
+        """Return its exit code if it has ended."""
+        return self._process.poll()
 
     def memory_bytes(self) -> int:
         """Return the resident memory of the child, 0 if it is gone."""

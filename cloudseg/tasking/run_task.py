@@ -35,10 +35,12 @@ def load_task(message: str) -> Task:
     return task
 
 
-def default_context(warm: dict[Any, Any] | None = None) -> Context:
-    """Return the context of real workers: real storage, and ``warm`` for what outlives a task."""
+def default_context(warm: dict[Any, Any] | None = None, *, network: str = "") -> Context:
+    """Return the context of real workers: real storage, ``warm`` for what outlives a task, and a shared network."""
     volumes = importlib.import_module("cloudseg.volumes")  # heavy: not before it is needed
-    return Context(open_volume=volumes.open_volume, open_objects=volumes.open_objects, warm=warm)
+    return Context(
+        open_volume=volumes.open_volume, open_objects=volumes.open_objects, warm=warm, network=network
+    )
 
 
 def run_task(

@@ -112,6 +112,8 @@ class Slot(threading.Thread):
         Which GPU the child uses; None: whatever it finds.
     deletions
         Takes the messages of finished tasks; None: they are deleted here.
+    network
+        Socket of the process that runs the networks; empty: each child runs its own, on the GPU if there is one.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Slot(threading.Thread):
         wake: Connection,
         gpu: str | None = None,
         deletions: Deletions | None = None,
+        network: str = "",
     ) -> None:
         super().__init__(name=name)
         self.error: BaseException | None = None
@@ -135,7 +138,9 @@ class Slot(threading.Thread):
         self._emit = emit
         self._stopping = stopping
         self._wake = wake
-        self._gpu = gpu
+        # With a shared network the children need no GPU, and should not spend its memory.
+        self._gpu = None if network else gpu
+        self._network = network
         self._delete_message = queue.delete if deletions is None else deletions.add
         self._child: ChildProcess | None = None
         self._alive_until = time.monotonic() + START_SECONDS + STUCK_SECONDS
@@ -210,7 +215,7 @@ class Slot(threading.Thread):
         if self._child is None:
             self._obstacle = "its process is starting"
             self._alive_until = time.monotonic() + START_SECONDS + STUCK_SECONDS
-            self._child = ChildProcess(n_threads=self._n_threads, gpu=self._gpu)
+            self._child = ChildProcess(n_threads=self._n_threads, gpu=self._gpu, extra=[self._network])
             if not self._child.await_ready(self._wake):
                 return None
         return self._child

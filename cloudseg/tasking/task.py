@@ -32,6 +32,8 @@ class Context:
         How addresses become volumes and object folders; the worker passes the real ones, tests pass memory.
     warm
         A dictionary that outlives the task (models, opened volumes); one per worker process.
+    network
+        Socket of the process that runs networks for all tasks of the worker; empty: a task runs its own.
     """
 
     def __init__(
@@ -40,16 +42,23 @@ class Context:
         open_volume: OpenVolume,
         open_objects: Callable[[str], Objects],
         warm: dict[Any, Any] | None = None,
+        network: str = "",
     ) -> None:
         self.open_volume = open_volume
         self.open_objects = open_objects
+        self.network = network
         self._warm = {} if warm is None else warm
         self.seconds: dict[str, float] = {}
         self.counters: dict[str, int] = {}
 
     def fresh(self) -> Context:
         """Return a context with the same storage and warm resources, and empty books."""
-        return Context(open_volume=self.open_volume, open_objects=self.open_objects, warm=self._warm)
+        return Context(
+            open_volume=self.open_volume,
+            open_objects=self.open_objects,
+            warm=self._warm,
+            network=self.network,
+        )
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -13,8 +13,10 @@ from functools import partial
 from multiprocessing import Pipe
 from types import FrameType
 
+from cloudseg.errors import CloudsegError
 from cloudseg.tasking.deletions import Deletions
 from cloudseg.tasking.metrics import Health
+from cloudseg.tasking.network import NetworkProcess
 from cloudseg.tasking.options import TaskLimits, WorkerOptions
 from cloudseg.tasking.process import share_gpus
 from cloudseg.tasking.queue import open_queue
@@ -98,7 +100,7 @@ def work(
     StorageError
         If the queue cannot be used. Tasks in hand are handed back first, if at all possible.
     TaskFailedError
-        If the process that runs tasks cannot be started.
+        If the process that runs tasks, or their networks, cannot be started.
     """
     options = options or WorkerOptions()
     n_threads = options.threads_per_process or max(1, _n_cores() // options.n_processes)
@@ -114,6 +116,7 @@ def work(
     stopping = threading.Event()
     wake_read, wake_write = Pipe(duplex=False)
     signals: list[int] = []
+    errors: list[BaseException] = []
 
     def halt() -> None:
         # May run twice at once (signal handler); more than one byte does no harm.
@@ -126,6 +129,9 @@ def work(
     open_own = partial(open_queue, queue_uri, create=False if options.until_empty else None)
     queues = [open_own() for _ in range(options.n_processes)]
     deletions = Deletions(open_own()) if queues[0].deletes_at_once > 1 else None
+    # One for each GPU in use; the slots take turns at them.
+    gpus_in_use = dict.fromkeys(gpus) if options.shares_network else {}
+    networks = {gpu: NetworkProcess(n_threads=_n_cores(), gpu=gpu) for gpu in gpus_in_use}
     slots = [
         Slot(
             f"slot-{i}",
@@ -137,6 +143,7 @@ def work(
             wake=wake_read,
             gpu=gpus[i],
             deletions=deletions,
+            network=networks[gpus[i]].path if networks else "",
         )
         for i in range(options.n_processes)
     ]
@@ -151,9 +158,19 @@ def work(
         if deletions is not None:
             deletions.start()
             stack.callback(deletions.close)
-        for slot in slots:
-            slot.start()
+        for network in networks.values():
+            stack.callback(network.close)
+        # All must work, or none of the tasks that need them would.
+        if all(network.start(wake_read) for network in networks.values()):
+            for slot in slots:
+                slot.start()
         while any(slot.is_alive() for slot in slots):
+            try:
+                for network in networks.values():
+                    network.keep()
+            except CloudsegError as error:
+                errors.append(error)
+                halt()
             if stop is not None and stop.is_set():
                 halt()
             if any(slot.error is not None for slot in slots):
@@ -161,9 +178,9 @@ def work(
             next(slot for slot in slots if slot.is_alive() or slot is slots[-1]).join(0.1)
     wake_read.close()
     wake_write.close()
-    for slot in slots:
-        if slot.error is not None:
-            raise slot.error
+    errors += [slot.error for slot in slots if slot.error is not None]
+    if errors:
+        raise errors[0]
     return WorkerReport(
         n_done=counts["done"] + counts["skipped"],
         n_failed=counts["failed"],

@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box, grid_box, grid_shape
+from cloudseg.models.network import Network
 from cloudseg.models.package import ModelDescription, load_spec
+from cloudseg.models.shared import SharedNetwork
+from cloudseg.models.stream import predict_block
 from cloudseg.ops.affinities import NEAREST
 from cloudseg.ops.lattice import PatchLattice
 from cloudseg.specs import FrozenModel
@@ -23,9 +26,6 @@ from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.mask import TissueMask
 from cloudseg.volumes.protocol import Positive3, Volume, VolumeInfo
-
-if TYPE_CHECKING:  # planning needs no torch
-    from cloudseg.models.predict import Model
 
 _IMAGE_TYPES = ("uint8", "uint16", "float32")
 
@@ -57,7 +57,8 @@ class AffinitiesOptions(FrozenModel):
         ``auto`` computes in bfloat16 where the worker does so natively. The two give slightly different
         affinities: name one where workers of different kinds share a run. Receipts count the patches of each.
     batch_size
-        Patches per forward pass on a GPU; a CPU computes one patch per core at a time.
+        Patches per forward pass on a GPU, of several tasks where a worker's tasks share a network; a CPU computes one
+        patch per core at a time.
     """
 
     model: str = "fib25"
@@ -97,12 +98,10 @@ class AffinitiesTask(BlockTask):
         image = ctx.open_volume(self.image_uri, mip=options.mip)
         destination = ctx.open_volume(self.affinities_uri)
         mask = _open_mask(options, image.info, ctx.open_volume)
-        # torch loads here, in the worker: planning does without it.
-        from cloudseg.models.stream import predict_block
-
         with ctx.step("model"):
             key = ("affinities", self.weights_sha256, options.offsets, options.device, options.precision)
-            model: Model = ctx.warm(key, lambda: self._load_model(ctx))
+            model = ctx.warm(key, lambda: self._load_model(ctx))
+        n_shared = model.n_shared if isinstance(model, SharedNetwork) else 0
         lattice = lattice_of(model.spec, image.info.bounds)
         report = predict_block(
             model,
@@ -124,12 +123,25 @@ class AffinitiesTask(BlockTask):
             read_bytes=report.n_read_bytes,
             written_bytes=report.n_written_bytes,
         )
-        ctx.count(**{f"patches_{model.device.type}_{model.precision}": report.n_patches})
+        ctx.count(**{f"patches_{model.device_type}_{model.precision}": report.n_patches})
+        if isinstance(model, SharedNetwork):
+            ctx.count(patches_in_common_batches=model.n_shared - n_shared)
 
-    def _load_model(self, ctx: Context) -> Model:
+    def _load_model(self, ctx: Context) -> Network:
+        options = self.options
+        if ctx.network:
+            return SharedNetwork(
+                ctx.network,
+                options.model,
+                offsets=options.offsets,
+                device=options.device,
+                precision=options.precision,
+                sha256=self.weights_sha256,
+                objects=ctx.open_objects,
+            )
+        # torch loads here, in the worker: planning does without it.
         from cloudseg.models.predict import load_model
 
-        options = self.options
         return load_model(
             options.model,
             offsets=options.offsets,

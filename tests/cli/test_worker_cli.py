@@ -112,12 +112,13 @@ def test_a_worker_of_a_fleet_says_what_it_does_how_it_is_and_what_it_measured(qu
     assert (last["event"], last["n_done"], last["n_dead"], last["stopped_by"]) == ("stopped", 3, 1, 15)
 
 
-def test_a_worker_that_is_to_use_a_gpu_says_when_there_is_none(queue: Queue):
+@pytest.mark.parametrize(("processes", "what"), [(1, "runs tasks"), (2, "runs networks")])
+def test_a_worker_that_is_to_use_a_gpu_says_when_there_is_none(queue: Queue, processes: int, what: str):
     import os
 
     without = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*COMMAND, queue.uri, "--gpu", "--until-empty"],
+        [*COMMAND, queue.uri, "--gpu", "--until-empty", f"--processes={processes}"],
         capture_output=True,
         text=True,
         env=without,
@@ -125,7 +126,7 @@ def test_a_worker_that_is_to_use_a_gpu_says_when_there_is_none(queue: Queue):
     )
     assert done.returncode == 1
     assert "no task can run here: device 'cuda' was asked for, but this machine has no usable" in done.stderr
-    assert "error: the process that runs tasks did not start" in done.stderr
+    assert f"error: the process that {what} did not start" in done.stderr
 
 
 def test_a_port_that_is_taken_is_named(queue: Queue):
