@@ -44,6 +44,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--store", choices=["s3", "gcs"], default="s3", help="what the bucket is")
     parser.add_argument(
         "--short", action="store_true", help="a few faults of each kind, in less than a minute"
     )
