@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
+
+from cloudseg.cli.values import whole_numbers
+from cloudseg.errors import StorageError
 
 if TYPE_CHECKING:
     from cloudseg.pipelines.spec import PipelineSpec
@@ -33,16 +37,33 @@ _set = click.option(
 @click.option(
     "--prices", type=click.Path(path_type=Path), help="Price file to use instead of the built-in one."
 )
-def plan(file: Path, overrides: tuple[str, ...], prices: Path | None) -> None:
-    """Show what FILE would do and cost; touches nothing."""
+@click.option(
+    "--calibrate",
+    "wants_calibration",
+    is_flag=True,
+    help="Run a few real blocks in a scratch root first, and take the hours from them; later plans do so too.",
+)
+@click.option("--calibrate-at", metavar="X,Y,Z", help="A voxel of the blocks to run; default: the middle.")
+def plan(
+    file: Path,
+    overrides: tuple[str, ...],
+    prices: Path | None,
+    wants_calibration: bool,
+    calibrate_at: str | None,
+) -> None:
+    """Show what FILE would do and cost; touches nothing, but for what --calibrate leaves: its figures."""
+    from cloudseg.pipelines.calibration import load_calibration, step_times, usable
     from cloudseg.pipelines.plan import plan as make_plan
     from cloudseg.pipelines.prices import load_prices
     from cloudseg.pipelines.space import free_bytes, human_bytes
     from cloudseg.pipelines.spec import read_spec
     from cloudseg.pipelines.tables import plan_table
+    from cloudseg.volumes import open_objects
 
     loaded_prices = load_prices(prices)
-    expanded = make_plan(read_spec(file, overrides=overrides), absent_image="allow")
+    wants_calibration = wants_calibration or calibrate_at is not None
+    absent: Literal["error", "allow"] = "error" if wants_calibration else "allow"
+    expanded = make_plan(read_spec(file, overrides=overrides), absent_image=absent)
     info = expanded.image.info
     console = _console()
     console.print(
@@ -51,14 +72,45 @@ def plan(file: Path, overrides: tuple[str, ...], prices: Path | None) -> None:
     if expanded.image_is_absent:
         console.print("[yellow]image  its first voxel was never written: a run would be refused[/yellow]")
     console.print(f"root   {expanded.spec.root}")
-    console.print(plan_table(expanded, loaded_prices))
+    figures = None
+    if wants_calibration:
+        from cloudseg.pipelines.calibrate import calibrate
+
+        at = whole_numbers(calibrate_at, option="--calibrate-at")
+        figures = calibrate(expanded, at=at, say=lambda text: console.print(f"measuring  {text}"))
+    else:
+        with suppress(StorageError):  # a plan needs no right to read its root
+            figures = load_calibration(open_objects(expanded.spec.root))
+    fits = figures is not None and usable(figures, expanded.spec)
+    times = step_times(expanded, figures) if figures is not None and fits else {}
+    console.print(plan_table(expanded, loaded_prices, times))
     free = free_bytes(expanded.spec.root)
     if free is not None:
         room = "enough" if free >= expanded.outputs_bytes else "[red]too little: a run would be refused[/red]"
         console.print(
             f"disk   {human_bytes(free)} free, {human_bytes(expanded.outputs_bytes)} needed: {room}"
         )
-    console.print("Hours and dollars come from a price file: edit a copy of it and pass it with --prices.")
+    if figures is not None and not fits:
+        console.print(
+            "[yellow]The root has figures of a calibration with other settings; they are left out. "
+            "Measure anew with --calibrate.[/yellow]"
+        )
+    if figures is None or not fits:
+        console.print(
+            "Hours and dollars come from a price file: edit a copy of it and pass it with --prices."
+        )
+        return
+    console.print(
+        f"Hours were measured on {figures.box} with one worker on {figures.host}, "
+        f"{figures.measured:%Y-%m-%d %H:%M} UTC, and multiplied by the volume. Dollars come from a price file.",
+        soft_wrap=True,
+    )
+    guessed = [name for name, time in times.items() if time.origin == "extrapolated"]
+    if guessed:
+        console.print(
+            f"Extrapolated, for one task grows or a level was out of reach: {', '.join(guessed)}.",
+            soft_wrap=True,
+        )
 
 
 @click.command()

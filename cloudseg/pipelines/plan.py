@@ -129,10 +129,7 @@ def plan(
         if absent_image == "error":
             raise
         image_is_absent = True
-    image = Layer(name="image", uri=spec.image, info=volume.info)
-    given = {"image": image}
-    for name, uri in spec.inputs.items():
-        given[name] = Layer(name=name, uri=uri, info=open_volume(uri).info)
+    given = given_layers(spec, open_volume)
     made: dict[str, tuple[Layer, ...]] = {}
     owners = {
         spec.image: "the input image",
@@ -154,7 +151,15 @@ def plan(
         _check(expansion, stage=stage, owners=owners, step_names=step_names)
         made[stage.label] = expansion.layers
         planned.append(PlannedStage(stage=stage, plan=expansion))
-    return PipelinePlan(spec=spec, image=image, stages=tuple(planned), image_is_absent=image_is_absent)
+    return PipelinePlan(
+        spec=spec, image=given["image"], stages=tuple(planned), image_is_absent=image_is_absent
+    )
+
+
+def given_layers(spec: PipelineSpec, open_volume: OpenVolume = _open_volume) -> dict[str, Layer]:
+    """Return the layers that are there before a run: the image, and the inputs."""
+    addresses = {"image": spec.image, **spec.inputs}
+    return {name: Layer(name=name, uri=uri, info=open_volume(uri).info) for name, uri in addresses.items()}
 
 
 def _check(expansion: StagePlan, *, stage: Stage, owners: dict[str, str], step_names: set[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cloudseg.errors import NotFoundError, SpecError
+from cloudseg.pipelines.calibration import StepTime
 from cloudseg.pipelines.plan import PipelinePlan, PlannedStage
 from cloudseg.specs import FrozenModel
 
@@ -42,7 +44,10 @@ class Prices(FrozenModel):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a stage, or a whole pipeline, is expected to need."""
+    """What a stage, or a whole pipeline, is expected to need.
+
+    ``origin`` says where its hours come from: ``price file``, ``measured``, or ``extrapolated`` where a part of it is.
+    """
 
     n_tasks: int
     outputs_bytes: int
@@ -51,6 +56,7 @@ class Estimate:
     hours: float
     dollars: float
     dollars_per_month: float
+    origin: str = ""
 
 
 def load_prices(path: str | Path | None = None) -> Prices:
@@ -78,11 +84,26 @@ def load_prices(path: str | Path | None = None) -> Prices:
         raise SpecError(f"{where} is not valid TOML: {error}") from error
 
 
-def estimate_stage(stage: PlannedStage, expanded: PipelinePlan, prices: Prices) -> Estimate:
-    """Return what one stage of a plan is expected to need."""
+def estimate_stage(
+    stage: PlannedStage, expanded: PipelinePlan, prices: Prices, times: Mapping[str, StepTime] | None = None
+) -> Estimate:
+    """Return what one stage of a plan is expected to need.
+
+    Parameters
+    ----------
+    stage, expanded
+        The stage and the plan it is part of.
+    prices
+        Dollars, and the seconds of a stage that was not measured.
+    times
+        Of measured steps, by name; see :func:`cloudseg.pipelines.calibration.step_times`.
+    """
     spec = expanded.spec
     n_tasks = sum(step.n_tasks for step in stage.plan.steps)
     megavoxels = expanded.image.info.bounds.n_voxels / 1e6
+    known = [times[step.name] for step in stage.plan.steps if step.name in times] if times else []
+    if known and len(known) == len(stage.plan.steps):
+        return _from_times(stage, expanded, prices, known)
     core_seconds = megavoxels * prices.seconds_for(stage.stage.kind) + n_tasks * prices.seconds_per_task
     # A step with few tasks leaves workers idle: no more of them help than there are tasks.
     widest = max((step.n_tasks for step in stage.plan.steps), default=1)
@@ -96,6 +117,27 @@ def estimate_stage(stage: PlannedStage, expanded: PipelinePlan, prices: Prices) 
         hours=core_seconds / 3600 / cores,
         dollars=core_seconds / 3600 * prices.dollars_per_core_hour,
         dollars_per_month=stage.plan.outputs_bytes / 1e9 * prices.dollars_per_gigabyte_month,
+        origin="price file",
+    )
+
+
+def _from_times(
+    stage: PlannedStage, expanded: PipelinePlan, prices: Prices, times: list[StepTime]
+) -> Estimate:
+    spec, memory = expanded.spec, expanded.memory_bytes()
+    steps = list(zip(stage.plan.steps, times, strict=True))
+    core_hours = sum(time.seconds for time in times) * spec.threads_per_worker / 3600
+    return Estimate(
+        n_tasks=sum(step.n_tasks for step in stage.plan.steps),
+        outputs_bytes=stage.plan.outputs_bytes,
+        task_memory_bytes=max(time.peak_memory_bytes or memory[step.name] for step, time in steps),
+        core_hours=core_hours,
+        # One step after the other; no more workers help than it has tasks.
+        hours=sum(time.seconds / max(1, min(max(spec.n_workers, 1), step.n_tasks)) for step, time in steps)
+        / 3600,
+        dollars=core_hours * prices.dollars_per_core_hour,
+        dollars_per_month=stage.plan.outputs_bytes / 1e9 * prices.dollars_per_gigabyte_month,
+        origin="measured" if all(time.origin == "measured" for time in times) else "extrapolated",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from cloudseg.pipelines.calibration import StepTime
 from cloudseg.pipelines.plan import PipelinePlan
 from cloudseg.pipelines.prices import Estimate, Prices, estimate_stage, total
 from cloudseg.pipelines.progress import duration
@@ -14,17 +15,20 @@ from cloudseg.pipelines.space import human_bytes
 from cloudseg.pipelines.verify import VerifyReport
 
 
-def plan_table(expanded: PipelinePlan, prices: Prices) -> Table:
-    """Return stages, steps, tasks, bytes, memory, hours and dollars of a plan."""
-    table = _table(
-        "stage", numbers=("tasks", "writes", "memory", "core h", "hours", "$", "$/month"), texts=("steps",)
-    )
+def plan_table(expanded: PipelinePlan, prices: Prices, times: Mapping[str, StepTime] | None = None) -> Table:
+    """Return stages, steps, tasks, bytes, memory, hours and dollars of a plan; ``times``: of measured steps."""
+    numbers = ("tasks", "writes", "memory", "core h", "hours", "$", "$/month")
+    table = _table("stage", numbers=(*numbers, "hours are") if times else numbers, texts=("steps",))
     estimates = []
     for stage in expanded.stages:
-        estimate = estimate_stage(stage, expanded, prices)
+        estimate = estimate_stage(stage, expanded, prices, times)
         estimates.append(estimate)
         steps = ", ".join(step.name.removeprefix(f"{stage.label}.") for step in stage.plan.steps)
-        table.add_row(stage.label, steps if steps != stage.label else "", *_estimate_cells(estimate))
+        table.add_row(
+            stage.label,
+            steps if steps != stage.label else "",
+            *_estimate_cells(estimate, with_origin=bool(times)),
+        )
     table.add_section()
     table.add_row("total", "", *_estimate_cells(total(estimates)))
     return table
@@ -81,7 +85,7 @@ def _table(first: str, *, numbers: tuple[str, ...], texts: tuple[str, ...] = ())
     return table
 
 
-def _estimate_cells(estimate: Estimate) -> tuple[str, ...]:
+def _estimate_cells(estimate: Estimate, *, with_origin: bool = False) -> tuple[str, ...]:
     return (
         str(estimate.n_tasks),
         human_bytes(estimate.outputs_bytes),
@@ -90,6 +94,7 @@ def _estimate_cells(estimate: Estimate) -> tuple[str, ...]:
         f"{estimate.hours:.3g}",
         f"{estimate.dollars:.3g}",
         f"{estimate.dollars_per_month:.3g}",
+        *([estimate.origin] if with_origin else []),
     )
 
 
