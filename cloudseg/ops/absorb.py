@@ -48,8 +48,10 @@ def absorb_complete(
     must_wait[group[v[is_small[v] & is_open[u]]]] = True
     ready = is_small & ~must_wait[group]
     mine = ready[u] | ready[v]
-    name = absorb_small(small.take(mine), n_voxels=n_voxels, min_size_vx=min_size_vx)
-    return small.take(~mine).renamed(name), name
+    rest, chosen = small.take(~mine), small.take(mine)
+    del small, u, v
+    name = absorb_small(chosen, n_voxels=n_voxels, min_size_vx=min_size_vx)
+    return rest.between(name).pooled(), name
 
 
 def absorb_small(small: Edges, *, n_voxels: Counts, min_size_vx: int) -> Names:
@@ -74,10 +76,10 @@ def absorb_small(small: Edges, *, n_voxels: Counts, min_size_vx: int) -> Names:
     """
     name = np.arange(len(n_voxels))
     size = n_voxels
+    is_small = size < min_size_vx
     edges = small
+    del small
     while True:
-        is_small = size < min_size_vx
-        edges = edges.take(is_small[edges.u] | is_small[edges.v])
         best = _best_edges(edges.u, edges.v, edges.mean, edges.rank, is_small)
         picking = np.flatnonzero(best >= 0)
         if len(picking) == 0:
@@ -86,7 +88,9 @@ def absorb_small(small: Edges, *, n_voxels: Counts, min_size_vx: int) -> Names:
         root = roots(len(name), u, v)
         name = root[name]
         size = np.bincount(root, weights=size, minlength=len(name)).astype(np.int64)
-        edges = edges.renamed(root)
+        is_small = size < min_size_vx
+        edges = edges.between(root).pooled()
+        edges = edges.take(is_small[edges.u] | is_small[edges.v])
 
 
 @numba.njit(cache=True)

@@ -114,10 +114,8 @@ def agglomerate(
     SpecError
         If an edge's end has no size although the rule needs sizes.
     """
-    numbering, (edges, small_edges) = Numbering.of(graphs, small, and_ids=frozen)
+    numbering, read = Numbering.of(graphs, small, and_ids=frozen)
     ids = numbering.ids
-    if len(graphs) > 1:
-        edges = edges.pooled()
     is_frozen = np.zeros(len(ids), np.bool_)
     is_frozen[places(frozen, ids)] = True
     n_voxels = sizes.of(ids)
@@ -127,7 +125,13 @@ def agglomerate(
             raise SpecError(
                 f"segment {ids[unknown][0]} has edges but no size; the guards need the size of each segment"
             )
-    done = decide(edges, is_frozen=is_frozen, n_voxels=n_voxels, rule=rule, small=small_edges)
+    # Handed over, not kept: a table is freed as soon as it was used.
+    small_edges, edges = read.pop(), read.pop()
+    if len(graphs) > 1:
+        edges = edges.pooled()
+    parts = [edges, small_edges]
+    del edges, small_edges
+    done = decide(parts.pop(0), is_frozen=is_frozen, n_voxels=n_voxels, rule=rule, small=parts.pop())
     moved = done.name != np.arange(len(ids))
     passed = done.is_frozen
     for end in (done.residual.u, done.residual.v, done.small.u, done.small.v):
@@ -193,17 +197,18 @@ def decide(
         guard_min_vx=rule.guard_min_vx,
         guard_sum_vx=rule.guard_sum_vx,
     )
+    del edges
     left, is_open, n_voxels = merged.edges, merged.is_frozen, merged.n_voxels
     both = is_open[left.u] & is_open[left.v]
     residual = left.take(both).pooled()
     is_small = n_voxels < rule.min_size_vx
     waiting = [left.take(~both & (is_small[left.u] | is_small[left.v]))]
     if small is not None:
-        u, v = merged.name[small.u], merged.name[small.v]
-        renamed = Edges(u, v, small.total, small.weight, small.rank)
-        waiting.append(renamed.take(is_small[u] | is_small[v]))
+        small = small.between(merged.name)
+        waiting.append(small.take(is_small[small.u] | is_small[small.v]))
+        del small
     rest, name = absorb_complete(
-        Edges.joined(waiting).pooled(), is_open=is_open, n_voxels=n_voxels, min_size_vx=rule.min_size_vx
+        Edges.drained(waiting).pooled(), is_open=is_open, n_voxels=n_voxels, min_size_vx=rule.min_size_vx
     )
     n_voxels = np.bincount(name, weights=n_voxels, minlength=len(name)).astype(np.int64)
     return Decided(name[merged.name], is_open, n_voxels, residual, rest)

@@ -44,11 +44,17 @@ class Edges:
         return self.total / self.weight
 
     @classmethod
-    def joined(cls, parts: list[Self]) -> Self:
-        """Return the edges of all ``parts``, as they are."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(*(np.concatenate([getattr(p, n) for p in parts]) for n in cls.__dataclass_fields__))
+    def drained(cls, parts: list[Self]) -> Self:
+        """Return the edges of all ``parts``, as they are; the list is emptied, so that its memory can go."""
+        columns: list[list[npt.NDArray[Any]]] = [
+            [getattr(p, n) for p in parts] for n in cls.__dataclass_fields__
+        ]
+        parts.clear()
+        joined = []
+        for column in columns:
+            joined.append(column[0] if len(column) == 1 else np.concatenate(column))
+            column.clear()
+        return cls(*joined)
 
     @classmethod
     def summed(cls, pair: npt.NDArray[np.uint64], total: Counts, weight: Counts) -> Self:
@@ -61,10 +67,10 @@ class Edges:
         at = np.flatnonzero(which) if which.dtype == np.bool_ else which
         return Edges(*(getattr(self, n).take(at) for n in self.__dataclass_fields__))
 
-    def renamed(self, name: npt.NDArray[Any]) -> Edges:
-        """Return the edges between ``name[u]`` and ``name[v]``, sorted; loops dropped, parallel edges pooled."""
+    def between(self, name: npt.NDArray[Any]) -> Edges:
+        """Return the same edges between ``name[u]`` and ``name[v]``."""
         u, v = name[self.u].astype(np.int32, copy=False), name[self.v].astype(np.int32, copy=False)
-        return Edges(u, v, self.total, self.weight, self.rank).pooled()
+        return Edges(u, v, self.total, self.weight, self.rank)
 
     def pooled(self) -> Edges:
         """Return the edges sorted by ends, ``u < v``; loops dropped, parallel edges added up, the higher rank kept."""

@@ -78,12 +78,10 @@ def merge(
     )  # fmt: skip
     near = near.take(alive)
     _flatten(parent)
-    near = Edges(parent[near.u], parent[near.v], near.total, near.weight, near.rank)
-    done = _merge_in_order(near, parent, is_frozen, n_voxels, threshold, guards)
+    parts = [outside, *_merge_in_order(near.between(parent), parent, is_frozen, n_voxels, threshold, guards)]
+    del outside, near
     name = _named(parent, is_frozen, n_voxels)
-    left = Edges.joined([outside, *done])
-    left = Edges(name[left.u], name[left.v], left.total, left.weight, left.rank)
-    return Merging(name, is_frozen, n_voxels, left)
+    return Merging(name, is_frozen, n_voxels, Edges.drained(parts).between(name))
 
 
 def _in_one_group(edges: Edges, n: int, threshold: float) -> Flags:
@@ -120,8 +118,7 @@ def _merge_in_order(
     _flatten(top)
     parent[ids] = ids[top]
     is_frozen[ids], n_voxels[ids] = frozen, size
-    u, v = ids[u].astype(np.int32), ids[v].astype(np.int32)
-    return [outside, Edges(u, v, near.total, near.weight, near.rank).take(alive)]
+    return [outside, Edges(u, v, near.total, near.weight, near.rank).take(alive).between(ids)]
 
 
 @numba.njit(cache=True)

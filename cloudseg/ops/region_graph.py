@@ -81,9 +81,7 @@ class Numbering:
     keys: Ids
 
     @classmethod
-    def of(
-        cls, *groups: Collection[RegionGraph], and_ids: Ids | None = None
-    ) -> tuple[Self, tuple[Edges, ...]]:
+    def of(cls, *groups: Collection[RegionGraph], and_ids: Ids | None = None) -> tuple[Self, list[Edges]]:
         """Number what occurs in some groups of graphs; return the numbering, and each group's edges as they are.
 
         Each group is gone through twice, one graph at a time, so that graphs may be read as they are needed: numbered
@@ -97,7 +95,7 @@ class Numbering:
         del ids, key_ids
         read = [_Columns.of(group, all_ids, all_key_ids) for group in groups]
         keys = _union([columns.key for columns in read])
-        return cls(all_ids, all_key_ids, keys), tuple(columns.edges(keys) for columns in read)
+        return cls(all_ids, all_key_ids, keys), [read.pop(0).edges(keys) for _ in groups]
 
     def named(self, edges: Edges) -> RegionGraph:
         """Return ``edges`` with ids and keys; they are sorted, ``u < v``."""

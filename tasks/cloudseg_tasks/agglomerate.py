@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,11 +26,12 @@ from cloudseg.geometry import XYZ, Box, grid_box, grid_shape, tile
 from cloudseg.specs import FrozenModel
 from cloudseg.tasking.blocks import RENAME_BYTES_PER_VOXEL, LabelsStage, block_name, rename_block
 from cloudseg.tasking.memory import base_bytes
+from cloudseg.tasking.near import Grid, Near, near
 from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.objects import Objects
 from cloudseg.volumes.protocol import Positive3
-from cloudseg.volumes.tables import get_table, put_table
+from cloudseg.volumes.tables import get_table, give_back, put_table
 
 if TYPE_CHECKING:
     from cloudseg.ops.region_graph import RegionGraph
@@ -99,11 +100,26 @@ class Octree(FrozenModel):
         axes = [range(a, min(a + self.fanout, n)) for a, n in zip(low, limit, strict=True)]
         return [(i, j, k) for i, j, k in itertools.product(*axes)]
 
+    def numbered(self, level: int) -> Grid:
+        """Return the nodes of a level as a grid that numbers them, x fastest."""
+        return Grid(Box.of_shape(self.nodes(level)), (1, 1, 1))
+
+    def children_of(self, level: int, number: int) -> Iterable[int]:
+        """Return the numbers of a node's children; of the block that a leaf takes, if it takes one."""
+        if level == 0:
+            return (number,)
+        index, below = self.numbered(level).index(number), self.numbered(level - 1)
+        return map(below.number, self.children(level, index))
+
+    def parent_of(self, level: int, number: int) -> Iterable[int]:
+        """Return the number of a node's parent."""
+        x, y, z = (i // self.fanout for i in self.numbered(level).index(number))
+        return (self.numbered(level + 1).number((x, y, z)),)
+
     def indices(self, level: int) -> Iterator[XYZ]:
         """Yield the nodes of a level, x fastest."""
-        x, y, z = self.nodes(level)
-        for k, j, i in itertools.product(range(z), range(y), range(x)):
-            yield (i, j, k)
+        grid = self.numbered(level)
+        return map(grid.index, range(math.prod(self.nodes(level))))
 
 
 class RegionGraphTask(BlockTask):
@@ -310,87 +326,82 @@ class AgglomerateStage(LabelsStage):
         tree = Octree(grid=grid, leaf=grid if self.hierarchy == "global" else (1, 1, 1), fanout=self.fanout)
         graph_uri = f"{root}/graph/{self.label}"
         info = self.labels_info(source.info)
-        output = Layer("segmentation", f"{root}/segmentation", info)
+        output = Layer(
+            "segmentation", f"{root}/segmentation", info, f"{self.label}.relabel", self.block_shape
+        )
         rule = self._rule(info.voxel_size_nm)
+        blocks = Grid(bounds, self.block_shape)
 
-        def blocks() -> Iterator[tuple[XYZ, Box]]:
-            for at in tile(Box.of_shape(grid), (1, 1, 1)):
-                yield at.start, grid_box(bounds, self.block_shape, at.start)
+        def graph(number: int) -> Task:
+            return RegionGraphTask(
+                core=blocks.box(number),
+                block=blocks.index(number),
+                supervoxels_uri=source.uri,
+                affinities_uri=affinities.uri,
+                graph_uri=graph_uri,
+                missing=self.missing,
+                emphasis=self.emphasis,
+            )
 
-        def graph() -> Iterator[Task]:
-            for index, core in blocks():
-                yield RegionGraphTask(
-                    core=core,
-                    block=index,
-                    supervoxels_uri=source.uri,
-                    affinities_uri=affinities.uri,
-                    graph_uri=graph_uri,
-                    missing=self.missing,
-                    emphasis=self.emphasis,
-                )
+        def decide(level: int, number: int) -> Task:
+            node = tree.numbered(level).index(number)
+            return AgglomerateTask(graph_uri=graph_uri, tree=tree, level=level, node=node, rule=rule)
 
-        def decide(level: int) -> Iterator[Task]:
-            for node in tree.indices(level):
-                yield AgglomerateTask(graph_uri=graph_uri, tree=tree, level=level, node=node, rule=rule)
+        def resolve(level: int, number: int) -> Task:
+            node = tree.numbered(level).index(number)
+            return ResolveTask(graph_uri=graph_uri, tree=tree, level=level, node=node)
 
-        def resolve(level: int) -> Iterator[Task]:
-            for node in tree.indices(level):
-                yield ResolveTask(graph_uri=graph_uri, tree=tree, level=level, node=node)
-
-        def relabel() -> Iterator[Task]:
-            for index, core in blocks():
-                yield RelabelTask(
-                    core=core,
-                    block=index,
-                    supervoxels_uri=source.uri,
-                    segmentation_uri=output.uri,
-                    graph_uri=graph_uri,
-                    tree=tree,
-                )
+        def relabel(number: int) -> Task:
+            return RelabelTask(
+                core=blocks.box(number),
+                block=blocks.index(number),
+                supervoxels_uri=source.uri,
+                segmentation_uri=output.uri,
+                graph_uri=graph_uri,
+                tree=tree,
+            )
 
         n_blocks, n_levels = math.prod(grid), tree.n_levels
         n_voxels = grid_box(bounds, self.block_shape, (0, 0, 0)).n_voxels
         base = base_bytes(["numba"])
         # Measured on fib25: about one edge per 20 voxels, 48 bytes each in the tables and 150 while merging.
         graph_bytes = base + 10 * n_voxels * (n_blocks if self.hierarchy == "global" else 1)
+        above = None
+        if source.made_by:
+            above = near(
+                source.made_by,
+                blocks=blocks,
+                before=source.blocks,
+                reads=lambda core: core.with_lower_neighbours(bounds=bounds),
+                task=graph,
+            )
+        # Each step: its name, tasks, memory, how a task is made from its number, and which tasks before it needs.
+        made: list[tuple[str, int, int, Callable[[int], Task], Near | None]] = [
+            ("graph", n_blocks, base + _GRAPH_BYTES_PER_VOXEL * n_voxels, graph, above)
+        ]
+        for n in range(n_levels):
+            task = partial(decide, n)
+            needs = partial(tree.children_of, n) if self.hierarchy == "octree" else None
+            rule_near = Near(f"{self.label}.{made[-1][0]}", needs, task) if needs else None
+            made.append((f"level{n}", math.prod(tree.nodes(n)), graph_bytes, task, rule_near))
+        for n in reversed(range(n_levels - 1)):
+            task = partial(resolve, n)
+            rule_near = Near(f"{self.label}.{made[-1][0]}", partial(tree.parent_of, n), task)
+            made.append((f"resolve{n}", math.prod(tree.nodes(n)), base, task, rule_near))
+        leaf = Near(f"{self.label}.{made[-1][0]}", lambda number: (number,), relabel)
+        rule_near = leaf if self.hierarchy == "octree" else None
+        made.append(("relabel", n_blocks, base + RENAME_BYTES_PER_VOXEL * n_voxels, relabel, rule_near))
         steps = [
             Step(
-                f"{self.label}.graph",
-                n_blocks,
-                graph,
-                task_memory_bytes=base + _GRAPH_BYTES_PER_VOXEL * n_voxels,
+                f"{self.label}.{name}",
+                n_tasks,
+                partial(map, task, range(n_tasks)),
+                task_memory_bytes=memory,
                 libraries=("numba",),
+                near=rule_near,
             )
+            for name, n_tasks, memory, task, rule_near in made
         ]
-        steps += [
-            Step(
-                f"{self.label}.level{n}",
-                math.prod(tree.nodes(n)),
-                partial(decide, n),
-                task_memory_bytes=graph_bytes,
-                libraries=("numba",),
-            )
-            for n in range(n_levels)
-        ]
-        steps += [
-            Step(
-                f"{self.label}.resolve{n}",
-                math.prod(tree.nodes(n)),
-                partial(resolve, n),
-                task_memory_bytes=base,
-                libraries=("numba",),
-            )
-            for n in reversed(range(n_levels - 1))
-        ]
-        steps.append(
-            Step(
-                f"{self.label}.relabel",
-                n_blocks,
-                relabel,
-                task_memory_bytes=base + RENAME_BYTES_PER_VOXEL * n_voxels,
-                libraries=("numba",),
-            )
-        )
         return StagePlan(self.label, (output,), tuple(steps), outputs_bytes=bounds.n_voxels * 8 // 10)
 
     def _check(self, source: Layer, affinities: Layer) -> None:
@@ -469,7 +480,8 @@ class StoredGraphs(Collection["RegionGraph"]):
         for key in self._keys:
             table = get_table(self._objects, key)
             self.n_edges += len(table["u"])
-            yield RegionGraph(*(table[name] for name in _GRAPH_COLUMNS))
+            yield RegionGraph(*(table.pop(name) for name in _GRAPH_COLUMNS))
+            give_back()
 
 
 def _face_columns(faces: dict[str, npt.NDArray[np.uint64]]) -> dict[str, npt.NDArray[Any]]:
