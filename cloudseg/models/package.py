@@ -15,6 +15,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cloudseg.errors import ModelError, NotFoundError, SpecError
 from cloudseg.geometry import XYZ
+from cloudseg.models.arguments import NetworkChoice
+from cloudseg.models.arguments import ResidualUNetArguments as ResidualUNetArguments  # callers find it here
 from cloudseg.specs import FrozenModel
 from cloudseg.volumes import open_objects
 from cloudseg.volumes.objects import Objects
@@ -29,48 +31,6 @@ Natural3 = tuple[
     Annotated[int, Field(ge=0)],
 ]
 OpenObjects = Callable[[str], Objects]
-
-
-class ResidualUNetArguments(FrozenModel):
-    """Arguments of :class:`cloudseg.models.unet.ResidualUNet`."""
-
-    n_in: Literal[1] = 1
-    n_out: PositiveInt
-    widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    fold: Positive3 = (2, 2, 2)
-    pools: tuple[Positive3, ...]
-    kernels: Annotated[tuple[Positive3, ...], Field(min_length=1)] = ((3, 3, 3),)
-
-    @model_validator(mode="after")
-    def _one_pool_between_levels(self) -> Self:
-        if len(self.pools) != len(self.widths) - 1:
-            raise ValueError(
-                f"{len(self.widths)} widths (levels) need {len(self.widths) - 1} pools between them, "
-                f"got {len(self.pools)}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_kernel_per_level(self) -> Self:
-        if len(self.kernels) not in (1, len(self.widths)):
-            raise ValueError(
-                f"kernels must have 1 or {len(self.widths)} entries (one per level), got {len(self.kernels)}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _kernels_are_odd(self) -> Self:
-        if any(edge % 2 == 0 for kernel in self.kernels for edge in kernel):
-            raise ValueError(f"kernel edges must be odd, or the output would shrink; got {self.kernels}")
-        return self
-
-    @property
-    def multiple(self) -> XYZ:
-        """What each edge of an input must be a multiple of."""
-        edges = list(self.fold)
-        for pool in self.pools:
-            edges = [e * p for e, p in zip(edges, pool, strict=True)]
-        return (edges[0], edges[1], edges[2])
 
 
 class Normalisation(FrozenModel):
@@ -111,7 +71,7 @@ class Weights(FrozenModel):
     n_parameters: PositiveInt
 
 
-class ModelDescription(FrozenModel):
+class ModelDescription(NetworkChoice):
     """What a network is, wants and gives, without its weights. All tuples are X, Y, Z.
 
     Attributes
@@ -119,7 +79,9 @@ class ModelDescription(FrozenModel):
     name
         Short name.
     architecture, arguments
-        Which network, built how.
+        Which network, built how; see :mod:`cloudseg.models.arguments`.
+    output
+        ``affinities``: one channel per offset. ``boundaries``: one channel, the probability of a boundary.
     voxel_size_nm, voxel_size_tolerance
         Voxels it was trained on, and the greatest relative difference it may be used with (0.25: 6 to 10 nm for 8).
     normalisation
@@ -128,28 +90,34 @@ class ModelDescription(FrozenModel):
         Patch for inference; rim that is thrown away; width of the fade between neighbours. See
         :mod:`cloudseg.ops.lattice`.
     offsets
-        Meaning of each output: the probability that voxel v and voxel v + offset belong to the same cell.
+        Meaning of each affinity: the probability that voxel v and voxel v + offset belong to the same cell.
     training, accuracy, licence
         Where the weights come from, how good they are, on what terms.
     """
 
     format: Literal["cloudseg-model/1"] = "cloudseg-model/1"
     name: Annotated[str, Field(min_length=1)]
-    architecture: Literal["residual_unet_3d"] = "residual_unet_3d"
-    arguments: ResidualUNetArguments
+    output: Literal["affinities", "boundaries"] = "affinities"
     voxel_size_nm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     voxel_size_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.25
     normalisation: Normalisation
     patch_shape: Positive3
     context: Natural3
     blend: Natural3
-    offsets: Annotated[tuple[XYZ, ...], Field(min_length=1)]
+    offsets: tuple[XYZ, ...] = ()
     training: Provenance
     accuracy: tuple[Accuracy, ...] = ()
     licence: str
 
     @model_validator(mode="after")
     def _one_offset_per_output(self) -> Self:
+        if self.output == "boundaries":
+            if self.offsets or self.arguments.n_out != 1:
+                raise ValueError(
+                    f"a model of boundaries has one output and no offsets, got {self.arguments.n_out} and "
+                    f"{len(self.offsets)}"
+                )
+            return self
         if len(self.offsets) != self.arguments.n_out:
             raise ValueError(
                 f"{len(self.offsets)} offsets, but the network has {self.arguments.n_out} outputs"
@@ -191,13 +159,23 @@ class ModelDescription(FrozenModel):
                 )
 
     def select(self, offsets: tuple[XYZ, ...]) -> tuple[int, ...]:
-        """Return the output channels of ``offsets``.
+        """Return the output channels of ``offsets``; of boundaries, which have none, the one channel.
 
         Raises
         ------
         ModelError
             If the model does not predict one of them.
         """
+        if self.output == "boundaries":
+            if offsets:
+                raise ModelError(
+                    f"model {self.name!r} predicts boundaries, not affinities: run it in a stage of kind 'boundaries'"
+                )
+            return (0,)
+        if not offsets:
+            raise ModelError(
+                f"model {self.name!r} predicts affinities, not boundaries: run it in a stage of kind 'affinities'"
+            )
         missing = [o for o in offsets if o not in self.offsets]
         if missing:
             raise ModelError(

@@ -17,18 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from cloudseg.geometry import XYZ
-
-
-class ConvNormAct(nn.Sequential):
-    """Convolution, batch normalisation, ReLU: ``(b, c, x, y, z)`` in, same spatial shape out."""
-
-    def __init__(self, n_in: int, n_out: int, kernel: XYZ) -> None:
-        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        super().__init__(
-            nn.Conv3d(n_in, n_out, kernel, padding=padding, bias=False),
-            nn.BatchNorm3d(n_out, momentum=0.05),
-            nn.ReLU(inplace=True),
-        )
+from cloudseg.models.layers import ConvNormAct, VoxelNetwork, keep_rows
+from cloudseg.models.layers import fuse_batch_norm as fuse_batch_norm  # callers find it here
 
 
 class ResidualBlock(nn.Module):
@@ -45,7 +35,7 @@ class ResidualBlock(nn.Module):
         return x + self.inner(x)
 
 
-class ResidualUNet(nn.Module):
+class ResidualUNet(VoxelNetwork):
     """Residual 3D U-Net that returns one logit per output channel and voxel.
 
     Parameters
@@ -121,13 +111,7 @@ class ResidualUNet(nn.Module):
         """Drop every output channel but ``channels``: auxiliary targets cost nothing at inference."""
         folded = math.prod(self.fold)
         rows = [c * folded + i for c in channels for i in range(folded)]
-        head = nn.Conv3d(self.head.in_channels, len(rows), 1)
-        with torch.no_grad():
-            head.weight.copy_(self.head.weight[rows])
-            assert head.bias is not None
-            assert self.head.bias is not None
-            head.bias.copy_(self.head.bias[rows])
-        self.head = head
+        self.head = keep_rows(self.head, rows)
         self.n_out = len(channels)
 
 
@@ -147,15 +131,3 @@ def unfold_voxels(x: Tensor, fold: XYZ) -> Tensor:
     fx, fy, fz = fold
     x = x.reshape(b, c // (fx * fy * fz), fx, fy, fz, *size)
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, -1, size[0] * fx, size[1] * fy, size[2] * fz)
-
-
-def fuse_batch_norm(model: nn.Module) -> nn.Module:
-    """Fold each batch normalisation into the convolution before it, in place; for inference only."""
-    for module in model.modules():
-        if not isinstance(module, ConvNormAct):
-            continue
-        convolution, norm = module[0], module[1]
-        if isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
-            module[0] = nn.utils.fusion.fuse_conv_bn_eval(convolution.eval(), norm.eval())
-            module[1] = nn.Identity()
-    return model.eval()
