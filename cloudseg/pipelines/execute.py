@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -25,6 +26,7 @@ from typing import Protocol
 from cloudseg.errors import NotFoundError, SpecError, TaskFailedError, TransientStorageError
 from cloudseg.pipelines import advance
 from cloudseg.pipelines.compaction import fold
+from cloudseg.pipelines.overlap import Overlap
 from cloudseg.pipelines.plan import PipelinePlan
 from cloudseg.pipelines.report import Summary, voxels_per_task, write_summary
 from cloudseg.pipelines.space import check_space
@@ -33,6 +35,7 @@ from cloudseg.tasking.envelope import Envelope
 from cloudseg.tasking.queue import Queue, open_queue
 from cloudseg.tasking.receipts import Receipts
 from cloudseg.tasking.steps import Layer, Step
+from cloudseg.tasking.task import Task
 from cloudseg.tasking.worker import WorkerEvent, WorkerOptions, work
 from cloudseg.volumes import create_volume, open_objects, open_volume
 from cloudseg.volumes.addresses import Address
@@ -155,6 +158,7 @@ def execute(expanded: PipelinePlan, *, progress: Progress) -> RunReport:
             progress=progress,
             signals=signals,
             cancel_id=cancelled_before,
+            ahead=expanded.ahead(),
         )
         try:
             for step in expanded.steps():
@@ -182,6 +186,8 @@ class _Run:
     cancel_id: str | None
     voxels_per_task: float | None = None
     filled: set[str] = field(default_factory=set)
+    ahead: dict[str, Step] = field(default_factory=dict)
+    overlaps: dict[str, Overlap] = field(default_factory=dict)
 
     def complete(self, step: Step, *, digest: str) -> Summary:
         """Return once every task of ``step`` has its receipt; sit out a bucket or a queue that does not answer.
@@ -223,6 +229,9 @@ class _Run:
             self.progress.end(step.name)
         if state.dead:
             raise TaskFailedError(self._explain_dead(step.name, state))
+        if step.name in self.overlaps:
+            self.overlaps.pop(step.name).look()  # the last of them may start now: all are in the queue
+            self.filled.add(self.ahead[step.name].name)
         summary = write_summary(step.name, self.objects, n_tasks=state.n_tasks)
         fold(step.name, self.objects)
         return summary
@@ -257,17 +266,31 @@ class _Run:
             f"without a receipt or a dead letter under {self.spec.root}; check that workers can write there"
         )
 
+    def _start_ahead(self, step: Step) -> None:
+        """Send the tasks of the step behind ``step`` that may start by now."""
+        following = self.ahead.get(step.name)
+        if following is not None and step.name not in self.overlaps:
+            send = partial(self._send, following)
+            self.overlaps[step.name] = Overlap(step, following, objects=self.objects, send=send)
+        if following is not None:
+            self.overlaps[step.name].look()
+
     def _enqueue(self, step: Step, note: advance.Enqueued) -> None:
-        self.queue.insert(self._envelopes(step))
+        self._send(step, advance.missing(step, self.objects))
         self.filled.add(step.name)
         if not self.is_private:
             advance.note_enqueued(step.name, self.objects, note=note)
 
-    def _envelopes(self, step: Step) -> Iterator[Envelope]:
-        for n, task in enumerate(advance.missing(step, self.objects)):
-            if n % 1000 == 0:
-                self._check_stop()
-            yield Envelope.of(task, root=self.spec.root, step=step.name, max_attempts=self.spec.max_attempts)
+    def _send(self, step: Step, tasks: Iterable[Task]) -> None:
+        def envelopes() -> Iterator[Envelope]:
+            for n, task in enumerate(tasks):
+                if n % 1000 == 0:
+                    self._check_stop()
+                yield Envelope.of(
+                    task, root=self.spec.root, step=step.name, max_attempts=self.spec.max_attempts
+                )
+
+        self.queue.insert(envelopes())
 
     def _wait(self, step: Step, *, n_beside: int) -> int | None:
         """Wait until there are as many outcomes as tasks, and ``n_beside`` that are none of theirs.
@@ -285,6 +308,7 @@ class _Run:
                 return n_done + n_dead
             self.crew.check()
             self._check_stop()
+            self._start_ahead(step)
             # The caller counts again after this look: a message goes only after its receipt, so what has none
             # then was not in the queue.
             if self.queue.is_empty():

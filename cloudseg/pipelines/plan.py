@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -73,6 +74,17 @@ class PipelinePlan:
     def outputs_bytes(self) -> int:
         """Estimated size of everything that is written."""
         return sum(stage.plan.outputs_bytes for stage in self.stages)
+
+    def ahead(self) -> dict[str, Step]:
+        """Return, by the name of a step, the step behind it whose tasks may start before it is complete."""
+        pairs = itertools.pairwise((stage, step) for stage in self.stages for step in stage.plan.steps)
+        return {
+            before.name: step
+            for (_, before), (stage, step) in pairs
+            if stage.stage.barrier == "neighbours"
+            and step.near is not None
+            and step.near.after == before.name
+        }
 
     def memory_bytes(self) -> dict[str, int]:
         """Estimate, for each step, the peak memory of a worker process that has run the steps before it.
@@ -171,6 +183,12 @@ def _check(expansion: StagePlan, *, stage: Stage, owners: dict[str, str], step_n
                 f"stage {stage.label!r} would write {layer.uri}, which is made by {owner}; "
                 "give the stage another output name, or take one of the two out"
             )
+    if stage.barrier == "neighbours" and not any(step.near for step in expansion.steps):
+        raise SpecError(
+            f"stage {stage.label!r} cannot start block by block: each of its steps reads all that the step before has "
+            "made, or what it reads was not made block by block (a tissue mask leaves blocks out); take barrier = "
+            '"neighbours" out'
+        )
     for step in expansion.steps:
         if not _STEP_NAME.match(step.name) or step.name in step_names:
             raise SpecError(

@@ -429,7 +429,7 @@ def _flat(spec: PipelineSpec) -> dict[str, object]:
         walk(key, value)
     direct = _direct(spec.stages)
     for stage in spec.stages:
-        for key, value in stage.model_dump(mode="json", exclude={"name", "after"}).items():
+        for key, value in stage.model_dump(mode="json", exclude={"name", "after", "barrier"}).items():
             walk(f"{stage.label}.{key}", value)
         found[f"{stage.label}.after"] = list(direct[stage.label])
     return found

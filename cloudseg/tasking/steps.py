@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from cloudseg.errors import SpecError
+from cloudseg.geometry import XYZ
 from cloudseg.specs import FrozenModel
 from cloudseg.tasking.memory import Library
+from cloudseg.tasking.near import Grid, Near
 from cloudseg.tasking.task import OpenVolume, Task
 from cloudseg.volumes.objects import Objects
 from cloudseg.volumes.protocol import VolumeInfo
@@ -15,11 +18,22 @@ from cloudseg.volumes.protocol import VolumeInfo
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A volume that a stage reads or writes: its name in the pipeline, its address, its properties."""
+    """A volume that a stage reads or writes: its name in the pipeline, its address, its properties.
+
+    ``made_by`` is the step that writes it, one task for each block of ``block_shape``, if there is such a step.
+    """
 
     name: str
     uri: str
     info: VolumeInfo
+    made_by: str = ""
+    block_shape: XYZ | None = None
+
+    @property
+    def blocks(self) -> Grid:
+        """The blocks of the step that writes it."""
+        assert self.block_shape is not None, "a layer that no step writes block by block"
+        return Grid(self.info.bounds, self.block_shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,8 @@ class Step:
         What each further thread of the worker adds.
     libraries
         Which large ones the task imports: the worker keeps them while it runs the steps that follow.
+    near
+        Which tasks of the step before each task reads the outputs of; None: of all.
     """
 
     name: str
@@ -51,6 +67,7 @@ class Step:
     task_memory_bytes: int = 0
     thread_memory_bytes: int = 0
     libraries: tuple[Library, ...] = ()
+    near: Near | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +124,16 @@ class Site:
 
 
 class Stage(FrozenModel):
-    """One entry of a pipeline file: ``kind``, ``name`` (the kind, unless given), ``after`` and its own options."""
+    """One entry of a pipeline file: ``kind``, ``name`` (the kind, unless given), ``after`` and its own options.
+
+    With ``barrier = "neighbours"`` a task of a step that says what it reads starts when the blocks that it reads are
+    done, at most one step ahead; with ``"all"`` (the default) when the whole step before is. Results are the same.
+    """
 
     kind: str
     name: str = ""
     after: tuple[str, ...] | None = None
+    barrier: Literal["all", "neighbours"] = "all"
 
     @property
     def label(self) -> str:

@@ -184,7 +184,14 @@ class AffinitiesStage(Stage, AffinitiesOptions):
         mask = _open_mask(self, info, site.open_volume)
 
         options = AffinitiesOptions(**{name: getattr(self, name) for name in AffinitiesOptions.model_fields})
-        layer = Layer("affinities", f"{site.root.rstrip('/')}/affinities", self._output_info(info))
+        layer = Layer(
+            "affinities",
+            f"{site.root.rstrip('/')}/affinities",
+            self._output_info(info),
+            # With a mask some blocks have no task: nobody can wait for one.
+            made_by=self.label if mask is None else "",
+            block_shape=block_shape,
+        )
         blocks = _Blocks(info.bounds, block_shape, mask)
 
         def tasks() -> Iterator[Task]:

@@ -135,7 +135,7 @@ class RegionGraphTask(BlockTask):
 
     def run(self, ctx: Context) -> None:
         """Read the block (labels one voxel further down), count, store."""
-        from cloudseg.ops.region_graph import face_ids, region_graph, sizes
+        from cloudseg.ops.region_graph import face_ids, region_graph
 
         source = ctx.open_volume(self.supervoxels_uri)
         bounds = source.info.bounds
@@ -144,15 +144,16 @@ class RegionGraphTask(BlockTask):
             labels = source.read(outer)
             affinities = ctx.open_volume(self.affinities_uri).read(self.core, missing=self.missing)
         with ctx.step("compute"):
-            graph = region_graph(labels, affinities, core=self.core, bounds=bounds, emphasis=self.emphasis)
+            graph, sizes = region_graph(
+                labels, affinities, core=self.core, bounds=bounds, emphasis=self.emphasis
+            )
             faces = face_ids(labels, core=self.core, bounds=bounds)
-            ids, n = sizes(labels[self.core.slices_in(outer)])
         with ctx.step("write"):
             objects, name = ctx.open_objects(self.graph_uri), block_name(self.block)
             put_table(objects, f"blocks/{name}/edges.parquet", _graph_columns(graph))
-            put_table(objects, f"blocks/{name}/sizes.parquet", {"id": ids, "n": n})
+            put_table(objects, f"blocks/{name}/sizes.parquet", {"id": sizes.ids, "n": sizes.n})
             put_table(objects, f"blocks/{name}/faces.parquet", _face_columns(faces))
-        ctx.count(voxels=self.core.n_voxels, edges=graph.n_edges, supervoxels=len(ids))
+        ctx.count(voxels=self.core.n_voxels, edges=graph.n_edges, supervoxels=len(sizes.ids))
 
 
 class AgglomerateTask(Task):

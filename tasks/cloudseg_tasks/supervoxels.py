@@ -23,6 +23,7 @@ from cloudseg.geometry import XYZ, Box, grid_box, grid_shape, tile
 from cloudseg.specs import BoxField
 from cloudseg.tasking.blocks import RENAME_BYTES_PER_VOXEL, LabelsStage, block_name, rename_block
 from cloudseg.tasking.memory import base_bytes
+from cloudseg.tasking.near import Grid, near
 from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.mask import TissueMask
@@ -211,26 +212,31 @@ class SupervoxelsStage(LabelsStage):
         graph_uri = f"{root}/graph/{self.label}"
         info = self.labels_info(source.info)
         fragments = Layer("fragments", f"{root}/fragments", info)
-        output = Layer("supervoxels", f"{root}/supervoxels", info)
+        output = Layer("supervoxels", f"{root}/supervoxels", info, f"{self.label}.rename", self.block_shape)
+        blocks = Grid(bounds, self.block_shape)
+
+        def label_block(core: Box) -> Task:
+            return SupervoxelsTask(
+                core=core,
+                affinities_uri=source.uri,
+                fragments_uri=fragments.uri,
+                graph_uri=graph_uri,
+                t_low=self.t_low,
+                t_high=self.t_high,
+                mask=self.mask,
+                mask_mip=self.mask_mip,
+            )
+
+        def faces_of(core: Box) -> Task:
+            return SupervoxelFacesTask(
+                core=core, graph_uri=graph_uri, bounds=bounds, block_shape=self.block_shape
+            )
 
         def label() -> Iterator[Task]:
-            for core in tile(bounds, self.block_shape):
-                yield SupervoxelsTask(
-                    core=core,
-                    affinities_uri=source.uri,
-                    fragments_uri=fragments.uri,
-                    graph_uri=graph_uri,
-                    t_low=self.t_low,
-                    t_high=self.t_high,
-                    mask=self.mask,
-                    mask_mip=self.mask_mip,
-                )
+            return map(label_block, tile(bounds, self.block_shape))
 
         def faces() -> Iterator[Task]:
-            for core in tile(bounds, self.block_shape):
-                yield SupervoxelFacesTask(
-                    core=core, graph_uri=graph_uri, bounds=bounds, block_shape=self.block_shape
-                )
+            return map(faces_of, tile(bounds, self.block_shape))
 
         def names() -> Iterator[Task]:
             yield SupervoxelNamesTask(graph_uri=graph_uri, bounds=bounds, block_shape=self.block_shape)
@@ -254,6 +260,15 @@ class SupervoxelsStage(LabelsStage):
                     label,
                     task_memory_bytes=base_bytes(["numba"]) + _LABEL_BYTES_PER_VOXEL * block.n_voxels,
                     libraries=("numba",),
+                    near=near(
+                        source.made_by,
+                        blocks=blocks,
+                        before=source.blocks,
+                        reads=lambda core: core.grow((1, 1, 1)).intersect(bounds),
+                        task=lambda n: label_block(blocks.box(n)),
+                    )
+                    if source.made_by
+                    else None,
                 ),
                 Step(
                     f"{self.label}.faces",
@@ -261,6 +276,13 @@ class SupervoxelsStage(LabelsStage):
                     faces,
                     task_memory_bytes=base_bytes(["numba"]) + _FACE_BYTES_PER_VOXEL * n_face,
                     libraries=("numba",),
+                    near=near(
+                        f"{self.label}.label",
+                        blocks=blocks,
+                        before=blocks,
+                        reads=lambda core: core.with_lower_neighbours(bounds=bounds),
+                        task=lambda n: faces_of(blocks.box(n)),
+                    ),
                 ),
                 Step(
                     f"{self.label}.names",

@@ -14,6 +14,7 @@ from typing import Literal
 
 from cloudseg.geometry import XYZ, Box, tile
 from cloudseg.specs import FrozenModel
+from cloudseg.tasking.near import Grid, near
 from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes import create_volume
@@ -74,6 +75,8 @@ class InvertStage(Stage):
             name=self.output,
             uri=f"{site.root}/{self.output}",
             info=image.info.model_copy(update={"chunk_shape": self.block_shape}),
+            made_by="" if self.skip else self.label,
+            block_shape=self.block_shape,
         )
 
         def tasks() -> Iterator[Task]:
@@ -128,9 +131,11 @@ class SumStage(Stage):
         layer = site.layer(self.layer, wanted_by=self.label)
         boxes = [str(box) for box in tile(layer.info.bounds, self.block_shape)]
 
+        def block(n: int) -> Task:
+            return SumTask(src_uri=layer.uri, root=site.root, name=str(n), box=boxes[n])
+
         def blocks() -> Iterator[Task]:
-            for n, box in enumerate(boxes):
-                yield SumTask(src_uri=layer.uri, root=site.root, name=str(n), box=box)
+            return map(block, range(len(boxes)))
 
         def total() -> Iterator[Task]:
             names = tuple(str(n) for n in range(len(boxes)))
@@ -140,7 +145,21 @@ class SumStage(Stage):
             create_volume(f"{site.root}/prepared", layer.info)
 
         steps = (
-            Step(name=f"{self.label}.blocks", n_tasks=len(boxes), tasks=blocks, prepare=prepare),
+            Step(
+                name=f"{self.label}.blocks",
+                n_tasks=len(boxes),
+                tasks=blocks,
+                prepare=prepare,
+                near=near(
+                    layer.made_by,
+                    blocks=Grid(layer.info.bounds, self.block_shape),
+                    before=layer.blocks,
+                    reads=lambda box: box,
+                    task=block,
+                )
+                if layer.made_by
+                else None,
+            ),
             Step(name=f"{self.label}.total", n_tasks=1, tasks=total),
         )
         return StagePlan(name=self.label, layers=(), steps=steps, outputs_bytes=100 * len(boxes))
