@@ -172,8 +172,8 @@ class Sizes:
 
 def region_graph(
     labels: Ids, affinities: npt.NDArray[np.uint8], *, core: Box, bounds: Box, emphasis: int = 0
-) -> RegionGraph:
-    """Return the edges a block owns: those of each core voxel to its three lower neighbours.
+) -> tuple[RegionGraph, Sizes]:
+    """Return what a block owns: the edges of each core voxel to its three lower neighbours, and the core's voxels.
 
     Parameters
     ----------
@@ -191,7 +191,9 @@ def region_graph(
 
     Returns
     -------
-    The block's share of the region graph; shares of all blocks add up to the graph of the volume.
+    graph, sizes
+        The block's share of the region graph, and of the sizes of its supervoxels; shares of all blocks add up to those
+        of the volume.
     """
     outer = core.with_lower_neighbours(bounds=bounds)
     if labels.dtype != np.uint64 or labels.shape != outer.shape:
@@ -205,7 +207,9 @@ def region_graph(
     runs = Runs.of(labels)
     edges = edges_of_runs(runs, affinities, core=core, bounds=bounds, emphasis=emphasis)
     u, v = runs.ids[edges.u], runs.ids[edges.v]
-    return RegionGraph(u, v, edges.total, edges.weight, u, v)
+    x, y, z = (a - b for a, b in zip(core.start, outer.start, strict=True))
+    n = runs.sizes((x, y, z))
+    return RegionGraph(u, v, edges.total, edges.weight, u, v), Sizes(runs.ids[n > 0], n[n > 0])
 
 
 def edges_of_runs(
@@ -256,12 +260,6 @@ def face_ids(labels: Ids, *, core: Box, bounds: Box) -> dict[str, Ids]:
         else:
             faces[f"{name}+"] = np.zeros(0, np.uint64)
     return faces
-
-
-def sizes(labels: Ids) -> tuple[Ids, Counts]:
-    """Return the ids of ``labels``, ``(x, y, z)``, except 0, sorted, and their numbers of voxels."""
-    runs = Runs.of(labels)
-    return runs.ids, runs.sizes()
 
 
 def _ids(labels: Ids) -> Ids:

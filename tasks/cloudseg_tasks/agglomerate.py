@@ -403,7 +403,8 @@ class AgglomerateStage(LabelsStage):
             )
             for name, n_tasks, memory, task, rule_near in made
         ]
-        return StagePlan(self.label, (output,), tuple(steps), outputs_bytes=bounds.n_voxels * 8 // 10)
+        sources = (source.uri, affinities.uri)
+        return StagePlan(self.label, (output,), tuple(steps), bounds.n_voxels * 8 // 10, sources)
 
     def _check(self, source: Layer, affinities: Layer) -> None:
         if source.info.layer != "segmentation" or source.info.dtype != "uint64":

@@ -10,7 +10,7 @@ import numpy as np
 
 from cloudseg.geometry import Box
 from cloudseg.ops.agglomerate import Merged, Rule, agglomerate
-from cloudseg.ops.region_graph import RegionGraph, Sizes, face_ids, region_graph, sizes
+from cloudseg.ops.region_graph import RegionGraph, Sizes, face_ids, region_graph
 from cloudseg.ops.remap import lookup, remap
 from cloudseg.ops.union_find import components
 from cloudseg.ops.watershed import halo_of, mask_halo_of, supervoxels
@@ -75,7 +75,7 @@ def blockwise(
         core = blocks[key]
         outer = Box(core.grow((1, 1, 1)).start, core.stop).intersect(bounds)
         labels = names[outer.slices_in(bounds)]
-        graphs[key] = region_graph(
+        graphs[key], voxels[key] = region_graph(
             np.asfortranarray(labels),
             affinities[(slice(None), *core.slices_in(bounds))],
             core=core,
@@ -83,7 +83,6 @@ def blockwise(
             emphasis=emphasis,
         )
         faces[key] = face_ids(labels, core=core, bounds=bounds)
-        voxels[key] = Sizes(*sizes(names[core.slices_in(bounds)]))
     pooled = RegionGraph.pooled(list(graphs.values()))
 
     level = {key: ([graphs[key]], [], voxels[key], [key]) for key in blocks}

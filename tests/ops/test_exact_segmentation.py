@@ -71,7 +71,7 @@ def test_blockwise_equals_one_shot_bit_for_bit(case, rule, emphasis, t_low, t_hi
     )
     np.testing.assert_array_equal(names, whole.supervoxels)
     box = Box.of_shape(affinities.shape[1:])
-    one = region_graph(whole.supervoxels, affinities, core=box, bounds=box, emphasis=emphasis)
+    one, _ = region_graph(whole.supervoxels, affinities, core=box, bounds=box, emphasis=emphasis)
     for column in ("u", "v", "total", "weight"):
         np.testing.assert_array_equal(getattr(graph, column), getattr(one, column), err_msg=column)
     np.testing.assert_array_equal(final, whole.segments)
@@ -83,7 +83,7 @@ def test_edges_are_weighted_means_of_their_faces(emphasis):
     labels = np.asfortranarray(rng.integers(0, 4, (6, 5, 4)).astype(np.uint64))
     affinities = np.asfortranarray(rng.integers(0, 256, (3, 6, 5, 4)).astype(np.uint8))
     box = Box.of_shape(labels.shape)
-    graph = region_graph(labels, affinities, core=box, bounds=box, emphasis=emphasis)
+    graph, _ = region_graph(labels, affinities, core=box, bounds=box, emphasis=emphasis)
     faces = {}
     for at in np.ndindex(labels.shape):
         for axis in range(3):
