@@ -186,6 +186,7 @@ def test_a_wrong_value_is_refused_by_name(render_chart, example_values, path, va
         (("image", "repository"), "image.repository"),
         (("aws", "region"), "aws.region"),
         (("pools", "cpu", "queueUrl"), "pools.cpu.queueUrl"),
+        (("alarms", "runbookBase"), "alarms.runbookBase"),
     ],
 )
 def test_a_value_that_only_the_user_knows_is_asked_for(render_chart, example_values, path, match):

@@ -17,6 +17,7 @@ from cloudseg.geometry import Box
 from cloudseg.pipelines.spec import parse_spec
 from cloudseg.server.app import create_app, running
 from cloudseg.tasking.metrics import OUTCOMES, Health, WorkerMetrics, serving
+from cloudseg.tasking.options import WorkerOptions
 from cloudseg.tasking.queue import open_queue
 from cloudseg.tasking.sqs_client import SqsAddress
 from cloudseg.tasking.steps import Layer, Site
@@ -181,7 +182,9 @@ def test_requests_are_the_sum_of_the_processes_and_their_supervisor(rendered, po
             pool = default_values["pools"][manifest["metadata"]["labels"]["cloudseg/pool"]]
             requests = container["resources"]["requests"]
             assert requests["cpu"] == pool["processes"] * pool["cpuPerProcess"]
-            wanted = pool["processes"] * pool["memoryMiPerProcess"] + 512
+            # On a GPU one more process holds the network that all share.
+            shared = WorkerOptions(n_processes=pool["processes"], gpu=pool["gpu"]).shares_network
+            wanted = (pool["processes"] + shared) * pool["memoryMiPerProcess"] + 512
             assert requests["memory"] == f"{wanted}Mi"
 
 

@@ -111,7 +111,6 @@ def test_what_can_be_wrong_is_checked(name):
         "read_only_buckets",
         "cors_origins",
         "cost_tag",
-        "runbook_base",
         # checked by the module that they go to
         "queue_age_seconds",
         "error_ratio",

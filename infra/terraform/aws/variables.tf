@@ -168,7 +168,10 @@ variable "error_ratio" {
 }
 
 variable "runbook_base" {
-  description = "Address of the folder infra/runbooks; alarms point to the pages in it."
+  description = "Where people read the folder infra/runbooks; alarms point to the pages in it."
   type        = string
-  default     = "https://github.com/OWNER/cloudseg/blob/main/infra/runbooks"
+  validation {
+    condition     = can(regex("^https://[^/]+/.*[^/]$", var.runbook_base))
+    error_message = "runbook_base must be the https:// address of a folder, without a slash at its end."
+  }
 }

@@ -22,6 +22,7 @@ variables {
   api_cidrs          = ["203.0.113.7/32"]
   alarm_emails       = ["someone@example.org"]
   monthly_budget_usd = 100
+  runbook_base       = "https://git.example.org/cloudseg/infra/runbooks"
 }
 
 run "as_it_comes" {
