@@ -12,6 +12,7 @@ import tensorstore as ts
 from cloudseg.errors import NotFoundError, VolumeFormatError
 from cloudseg.volumes.addresses import Address
 from cloudseg.volumes.kvstore import context, kvstore_spec, open_kvstore, translated
+from cloudseg.volumes.objects import open_objects
 
 # How a segment's first file is named in a folder without shards, by the "@type" of its info.
 _FILES = {
@@ -42,11 +43,11 @@ def stored_ids(uri: str | os.PathLike[str], ids: Iterable[int]) -> frozenset[int
     """
     address = Address.parse(uri)
     base = open_kvstore(address)
-    with translated(address.uri, "read"):
-        found = base.read("info").result()
-    if found.state != "value":
-        raise NotFoundError(f"no meshes or skeletons at {address.uri}: it has no info file")
-    info = _parse(found.value, uri=address.uri)
+    try:
+        data = open_objects(address.uri).get("info")
+    except NotFoundError as error:
+        raise NotFoundError(f"no meshes or skeletons at {address.uri}: it has no info file") from error
+    info = _parse(data, uri=address.uri)
     with translated(address.uri, "read"):
         if "sharding" in info:
             shards = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from cloudseg.volumes.infofile import InfoFile
 from cloudseg.volumes.kvstore import n_retries, threads_context, translated
 from cloudseg.volumes.protocol import Array, ShardingSpec, VolumeInfo
 from cloudseg.volumes.shards import array_in_memory
+
+T = TypeVar("T")
 
 # Two windows are in memory at a time: one arrives while the other is decoded.
 _WINDOW_BYTES = 32 << 20
@@ -117,11 +119,29 @@ def read_shards(
         If a chunk is absent in two readings.
     """
     proven = sharding.data_encoding == "gzip" and sharding.minishard_index_encoding == "gzip"
+    return read_until_believed(read, read_afresh, proven=proven, same=np.array_equal, uri=uri)
+
+
+def read_until_believed(
+    read: Callable[[], T],
+    read_afresh: Callable[[], T],
+    *,
+    proven: bool,
+    same: Callable[[T, T], bool],
+    uri: str,
+) -> T:
+    """Return what is read from shards of any content; see :func:`read_shards`.
+
+    Parameters
+    ----------
+    proven
+        Whether what arrives damaged does not decode. Else two readings must be the ``same``.
+    """
     n_tries = 1 + n_retries()
     for n_failures in range(1, n_tries + 1):
         try:
             first = read() if n_failures == 1 else read_afresh()
-            if proven or np.array_equal(first, read_afresh()):
+            if proven or same(first, read_afresh()):
                 return first
             raise CorruptDataError(
                 f"the shards of {uri} were different each time they were read, and nothing in them says which "

@@ -1,4 +1,9 @@
-"""Parts of objects: byte ranges and versions, for those who pass stored bytes on unread."""
+"""Parts of objects: byte ranges and versions, for those who pass stored bytes on unread.
+
+Whole objects of a bucket are compared with the digest that it keeps. There is none of a range: one that ends before its
+stop, where the object may end or the answer was cut, is believed when two readings agree; its bytes are passed on
+as they came.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,10 @@ from dataclasses import dataclass
 
 import tensorstore as ts
 
-from cloudseg.errors import NotFoundError
+from cloudseg.errors import CorruptDataError, NotFoundError
 from cloudseg.volumes.addresses import Address, check_key
-from cloudseg.volumes.kvstore import open_kvstore, translated
+from cloudseg.volumes.checked import CheckedObjects
+from cloudseg.volumes.kvstore import n_retries, open_kvstore, translated
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,8 @@ class Parts:
             If there is no such object.
         EOFError
             If ``first`` lies at or behind the end of the object.
+        CorruptDataError
+            If an object, or the length of a part, is another each time it is read.
         """
         check_key(key, uri=self.uri)
         if first is not None and first < 0:
@@ -85,7 +93,9 @@ class Parts:
                 return whole
             start = max(0, len(whole.data) + first)
             return Part(whole.data[start:], start, whole.version, len(whole.data))
-        start = first or 0
+        if first is None and stop is None and not known_version and self._in_bucket:
+            return self._whole(key)
+        start, asked_stop = first or 0, stop
         result = self._read(key, slice(start or None, stop), known_version)
         if result is None and stop is not None:
             # The storage refuses a range that reaches past the end; HTTP cuts it there.
@@ -101,8 +111,38 @@ class Parts:
         data = None if unchanged else bytes(result.value)
         # All up to the end, or less than was asked for: either way the end is known.
         ended = data is not None and (stop is None or len(data) < stop - start)
+        if data is not None and ended and self._in_bucket:
+            if first is None and stop is None:  # it has changed since the caller's version
+                return self._whole(key)
+            data = self._agreed(key, slice(start or None, stop), data)
+            ended = stop is None or len(data) < stop - start
         size = start + len(data) if data is not None and ended else None
+        if data is not None and asked_stop is not None:
+            data = data[: asked_stop - start]  # it did not end there after all
         return Part(data, start, _version(result), size)
+
+    @property
+    def _in_bucket(self) -> bool:
+        return self._address.scheme in ("gs", "s3")
+
+    def _agreed(self, key: str, part: slice[int | None, int | None, None], before: bytes) -> bytes:
+        """Read until two readings in a row are the same."""
+        for _ in range(1 + n_retries()):
+            result = self._read(key, part, None)
+            now = bytes(result.value) if result is not None else b""
+            if now == before:
+                return now
+            before = now
+        raise CorruptDataError(
+            f"bytes {part.start or 0} to {part.stop or 'the end'} of {self.uri}/{key} were different each time they "
+            "were read; check what lies between here and the bucket"
+        )
+
+    def _whole(self, key: str) -> Part:
+        found = CheckedObjects(self._address).read(key)
+        if found.data is None:
+            raise NotFoundError(f"no object {key!r} in {self.uri}")
+        return Part(found.data, 0, found.version, len(found.data))
 
     def _read(
         self, key: str, part: slice[int | None, int | None, None], known: bytes | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import struct
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ import tensorstore as ts
 
 from cloudseg.errors import SpecError, VolumeFormatError
 from cloudseg.volumes.addresses import Address
+from cloudseg.volumes.checked import CheckedObjects
+from cloudseg.volumes.checked_chunks import read_until_believed
 from cloudseg.volumes.infofile import read_info
-from cloudseg.volumes.kvstore import context, kvstore_spec, open_kvstore, translated
+from cloudseg.volumes.kvstore import context, kvstore_spec, open_kvstore, translated, uncached_context
 from cloudseg.volumes.sources.local import existing
 
 
@@ -110,22 +113,52 @@ def _precomputed(address: Address) -> Iterator[tuple[int, npt.NDArray[Any], npt.
     if transform.shape != (12,):
         raise VolumeFormatError(f"'transform' in {address}/info must have 12 numbers, got {transform.size}")
     transform = transform.reshape(3, 4)
+    stored = _sharded(address, info["sharding"]) if info.get("sharding") else _plain(address)
+    for skeleton_id in sorted(stored):
+        nodes, edges = _decode(stored.pop(skeleton_id), where=f"skeleton {skeleton_id} of {address}")
+        yield skeleton_id, nodes @ transform[:, :3].T + transform[:, 3], edges
+
+
+def _plain(address: Address) -> dict[int, bytes]:
+    """Read the objects that are named by a skeleton's id; those of a bucket are checked."""
+    with translated(address.uri, "list"):
+        store = open_kvstore(address)
+        keys = [key.decode() for key in store.list().result() if key.isdigit()]
+    if address.scheme in ("gs", "s3"):
+        found = {
+            int(key): read.result().data
+            for key, read in zip(keys, CheckedObjects(address).read_all(keys), strict=True)
+        }
+        # Removed since the listing: as if it had been removed before.
+        return {skeleton_id: data for skeleton_id, data in found.items() if data is not None}
     with translated(address.uri, "read"):
-        if info.get("sharding"):
-            spec = {
-                "driver": "neuroglancer_uint64_sharded",
-                "metadata": info["sharding"],
-                "base": kvstore_spec(address),
-            }
-            store = ts.KvStore.open(spec, context=context()).result()
-            keys = {int.from_bytes(key, "big"): key for key in store.list().result()}
-        else:
-            store = open_kvstore(address)
-            keys = {int(key): key for key in store.list().result() if key.isdigit()}
-        reads = {skeleton_id: store.read(keys[skeleton_id]) for skeleton_id in sorted(keys)}
-        for skeleton_id, read in reads.items():
-            nodes, edges = _decode(bytes(read.result().value), where=f"skeleton {skeleton_id} of {address}")
-            yield skeleton_id, nodes @ transform[:, :3].T + transform[:, 3], edges
+        reads = {int(key): store.read(key) for key in keys}
+        return {skeleton_id: bytes(read.result().value) for skeleton_id, read in reads.items()}
+
+
+def _sharded(address: Address, sharding: dict[str, Any]) -> dict[int, bytes]:
+    """Read the skeletons of shards; those of a bucket twice: an index that arrives empty looks like none."""
+    spec = {
+        "driver": "neuroglancer_uint64_sharded",
+        "metadata": sharding,
+        "base": kvstore_spec(address),
+    }
+
+    def read(own: ts.Context) -> dict[int, bytes]:
+        with translated(address.uri, "read"):
+            store = ts.KvStore.open(spec, context=own).result()
+            reads = {int.from_bytes(key, "big"): store.read(key) for key in store.list().result()}
+            return {skeleton_id: bytes(read.result().value) for skeleton_id, read in reads.items()}
+
+    if address.scheme not in ("gs", "s3"):
+        return read(context())
+    return read_until_believed(
+        lambda: read(uncached_context()),
+        lambda: read(uncached_context()),
+        proven=False,
+        same=operator.eq,
+        uri=address.uri,
+    )
 
 
 def _decode(data: bytes, *, where: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -18,8 +19,11 @@ from cloudseg.volumes import VolumeInfo, create_volume, open_objects, open_volum
 from cloudseg.volumes import checked as checked_module
 from cloudseg.volumes import checked_chunks as chunks_module
 from cloudseg.volumes.addresses import Address
+from cloudseg.volumes.by_id import stored_ids
 from cloudseg.volumes.digests import stored_digest
 from cloudseg.volumes.kvstore import kvstore_spec, open_kvstore, renew_context, translated
+from cloudseg.volumes.parts import Parts
+from cloudseg.volumes.skeletons import read_skeletons
 from cloudseg.volumes.tables import get_table, put_table
 
 pytestmark = pytest.mark.faults
@@ -236,6 +240,89 @@ def test_the_version_of_an_object_is_the_one_that_tensorstore_gives(bucket):
     data, version = objects.get_versioned("k")
     read = open_kvstore(Address.parse(uri)).read("k").result()
     assert (data, version) == (bytes(read.value), bytes(read.stamp.generation))
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_what_is_passed_on_whole_is_checked_and_the_end_of_a_part_is_read_twice(bucket, fault):
+    uri, front = bucket
+    data = np.random.default_rng(0).bytes(1000)
+    open_objects(uri).put("k", data)
+    parts = Parts(uri)
+    front.faults[:] = [Fault("GET .*/k", times=2, **WRONG[fault])]
+    assert parts.read("k").data == data
+    front.faults[:] = [Fault("GET .*/k", **WRONG[fault])]
+    with pytest.raises(CorruptDataError, match="k arrived damaged|bytes, but .* arrived"):
+        parts.read("k")
+    front.faults[:] = [Fault("GET .*/k", times=1, **WRONG[fault])]
+    tail = parts.read("k", first=900, stop=2000)
+    assert (tail.data, tail.size_bytes) == (data[900:], 1000)
+    if fault == "short":  # as if the object ended there
+        front.faults[:] = [Fault("GET .*/k", times=1, **WRONG[fault])]
+        middle = parts.read("k", first=100, stop=300)
+        assert middle.data == data[100:300]
+    front.faults[:] = [Fault("GET .*/k", flip=16)]
+    with pytest.raises(CorruptDataError, match="bytes 900 to the end of .*/k were different each time"):
+        parts.read("k", first=900, stop=2000)
+
+
+def skeleton_folder(uri: str, sharding: dict | None) -> dict[int, np.ndarray]:
+    """Store skeletons of one edge each; return their nodes."""
+    nodes = {i: np.full((2, 3), 10.0 * i + np.arange(2)[:, None]) for i in range(1, 6)}
+    objects = open_objects(uri)
+    info = {"@type": "neuroglancer_skeletons", "vertex_attributes": []}
+    objects.put("info", json.dumps(info | ({"sharding": sharding} if sharding else {})).encode())
+    address = Address.parse(uri)
+    spec = kvstore_spec(address)
+    if sharding:
+        spec = {"driver": "neuroglancer_uint64_sharded", "metadata": sharding, "base": spec}
+    store = ts.KvStore.open(spec).result()
+    for i, place in nodes.items():
+        body = (
+            np.array([2, 1], "<u4").tobytes()
+            + place.astype("<f4").tobytes()
+            + np.array([0, 1], "<u4").tobytes()
+        )
+        store.write(i.to_bytes(8, "big") if sharding else str(i), body).result()
+    return nodes
+
+
+@pytest.mark.parametrize("envelope", [None, "gzip", "raw"])
+@pytest.mark.parametrize("fault", WRONG)
+def test_skeletons_that_arrive_damaged_are_read_again(bucket, envelope, fault):
+    uri, front = bucket
+    sharding = envelope and {
+        "@type": "neuroglancer_uint64_sharded_v1",
+        "preshift_bits": 0,
+        "hash": "identity",
+        "minishard_bits": 0,
+        "shard_bits": 1,
+        "minishard_index_encoding": envelope,
+        "data_encoding": envelope,
+    }
+    nodes = skeleton_folder(uri, sharding)
+    expected = np.concatenate([nodes[i] for i in sorted(nodes)])
+    read_skeletons(uri)
+    n_before = len(front.requests)
+    np.testing.assert_array_equal(read_skeletons(uri).nodes_nm, expected)
+    asked = [line for line in front.requests[n_before:] if line.startswith("GET") and "info" not in line]
+    data = r"\.shard" if envelope else r"/[1-5](\?|$)"
+    n_data = sum(bool(re.search(data, line)) for line in asked)
+    assert n_data
+    for skipped in {0, n_data - 1}:
+        front.faults[:] = [
+            Fault(f"GET .*{data}", times=skipped),
+            Fault(f"GET .*{data}", times=1, **WRONG[fault]),
+        ]
+        np.testing.assert_array_equal(read_skeletons(uri).nodes_nm, expected)
+        assert front.faults[1].times == 0
+
+
+def test_whether_a_skeleton_exists_is_read_from_a_checked_description(bucket):
+    uri, front = bucket
+    skeleton_folder(uri, None)
+    front.faults[:] = [Fault("GET .*info", times=2, flip=16)]
+    assert stored_ids(uri, [1, 5, 6]) == {1, 5}
+    assert front.faults[0].times == 0
 
 
 @pytest.mark.parametrize(
