@@ -12,9 +12,9 @@ import pytest
 import tensorstore as ts
 from cloudvolume import CloudVolume
 
-from cloudseg.errors import CorruptDataError, StorageError, TransientStorageError
+from cloudseg.errors import CorruptDataError, StorageError, TransientStorageError, VolumeFormatError
 from cloudseg.geometry import Box
-from cloudseg.testing.emulators import Fault
+from cloudseg.testing.emulators import Fault, front
 from cloudseg.volumes import VolumeInfo, create_volume, open_objects, open_volume, read_info, sharding_for
 from cloudseg.volumes import checked as checked_module
 from cloudseg.volumes import checked_chunks as chunks_module
@@ -263,6 +263,22 @@ def test_what_is_passed_on_whole_is_checked_and_the_end_of_a_part_is_read_twice(
     front.faults[:] = [Fault("GET .*/k", flip=16)]
     with pytest.raises(CorruptDataError, match="bytes 900 to the end of .*/k were different each time"):
         parts.read("k", first=900, stop=2000)
+
+
+def test_a_web_server_that_hangs_up_early_is_asked_again_or_named(web, tmp_path):
+    expected = write(f"file://{tmp_path}/v", "raw")
+    with front(web) as before:
+        uri = f"{before.url}/v"
+        before.faults[:] = [Fault(f"GET .*{KEY}/", times=1, cut="mid")]
+        np.testing.assert_array_equal(open_volume(uri).read(BOUNDS), expected)
+        assert before.faults[0].times == 0
+        renew_context()
+        before.faults[:] = [Fault(f"GET .*{KEY}/", shorten=0.5)]
+        with pytest.raises(StorageError, match="/v"):
+            open_volume(uri).read(BOUNDS)
+        before.faults[:] = [Fault("GET .*info", shorten=0.5)]
+        with pytest.raises(VolumeFormatError, match="info"):
+            open_volume(uri)
 
 
 def skeleton_folder(uri: str, sharding: dict | None) -> dict[int, np.ndarray]:
