@@ -177,12 +177,12 @@ class Slot(threading.Thread):
             lease = self._lease_patiently()
             if self._stopping.is_set():
                 if lease is not None:  # it came as we were told to stop
-                    self._queue.release(lease, counted=False)
+                    self._hand_back(lease)
                 return
             if lease is not None:
                 self._handle(lease, child)
                 idle_s = IDLE_SECONDS[0]
-            elif self._options.until_empty and self._queue.is_empty():
+            elif self._options.until_empty and self._is_empty():
                 return
             else:
                 self._stopping.wait(idle_s * random.uniform(0.5, 1.0))  # so that workers do not march
@@ -228,11 +228,11 @@ class Slot(threading.Thread):
         try:
             job = parse_message(lease.message)
         except CloudsegError as error:
-            self._queue.bury(lease, str(error))
+            reason = str(error)
+            buried = self._settled("buried", lease, lambda: self._queue.bury(lease, reason))
+            name: EventName = "dead" if buried else "failed"
             self._emit(
-                WorkerEvent(
-                    "dead", attempt=lease.attempt, message=str(error), slot=self.name, was_started=False
-                )
+                WorkerEvent(name, attempt=lease.attempt, message=reason, slot=self.name, was_started=False)
             )
             return
         if lease.attempt > self._max_attempts(job):
@@ -256,7 +256,7 @@ class Slot(threading.Thread):
         finally:
             if not settled:  # we are failing ourselves: the message must not wait for its lease to end
                 self._kill_child()
-                self._queue.release(lease, counted=False)
+                self._hand_back(lease)
 
     def _run(self, lease: Lease, job: Job, child: ChildProcess) -> _Outcome:
         """Have the child run the job; meanwhile keep the lease and the limits."""
@@ -325,7 +325,7 @@ class Slot(threading.Thread):
                     )
                 )
             case "returned":
-                self._settled("handed back", lease, lambda: self._queue.release(lease, counted=False))
+                self._hand_back(lease)
                 self._emit(self._event("returned", lease, job, seconds=seconds, message=outcome.error))
             case "lost":
                 self._emit(self._event("lost", lease, job, seconds=seconds, message=outcome.error))
@@ -339,6 +339,17 @@ class Slot(threading.Thread):
                 )
                 self._settled("handed back", lease, lambda: self._queue.release(lease, delay_s))
                 self._emit(self._event("failed", lease, job, seconds=seconds, message=outcome.error))
+
+    def _is_empty(self) -> bool:
+        """Whether the queue holds nothing; one that does not answer may, and leasing knows when to lose patience."""
+        try:
+            return self._queue.is_empty()
+        except TransientStorageError as error:
+            log.warning("cannot tell whether the queue is empty, will look again: %s", error)
+            return False
+
+    def _hand_back(self, lease: Lease) -> None:
+        self._settled("handed back", lease, lambda: self._queue.release(lease, counted=False))
 
     def _settled(self, what: str, lease: Lease, act: Callable[[], object]) -> bool:
         """Tell the queue how a task ended; if it does not answer, the lease ends by itself."""

@@ -21,6 +21,9 @@ from cloudseg.tasking.envelope import Envelope
 from cloudseg.tasking.file_queue import FOLDERS, FileQueue
 from cloudseg.tasking.queue import Queue, QueueCounts
 from cloudseg.tasking.receipts import Receipts
+from cloudseg.tasking.sqs_queue import SqsQueue
+from cloudseg.tasking.worker import WorkerEvent, WorkerOptions, work
+from cloudseg.testing.emulators import Fault, environment, front
 from cloudseg.testing.tasks import FailTask, NoteTask
 
 pytestmark = pytest.mark.faults
@@ -208,3 +211,23 @@ def test_a_wrong_address_gives_one_sentence_and_code_2(tmp_path: Path):
         "error: 'nowhere' is not the address of a queue: expected fq://folder"
     )
     assert "Traceback" not in done.stderr
+
+
+def test_a_queue_that_does_not_answer_as_a_message_is_buried_costs_the_worker_nothing(aws: str, sqs_uri: str):
+    queue = SqsQueue(sqs_uri)
+    queue._client.send_message(QueueUrl=queue._url, MessageBody="{ not JSON")
+    events: list[WorkerEvent] = []
+    with front(aws) as before, environment(AWS_ENDPOINT_URL=before.url):
+
+        def note(event: WorkerEvent) -> None:
+            events.append(event)
+            before.faults.append(Fault("GetQueueAttributes", status=503, times=5 if len(events) == 1 else 0))
+
+        before.faults[:] = [Fault("ChangeMessageVisibility", status=503, times=2)]
+        options = WorkerOptions(until_empty=True, lease_seconds=1, threads_per_process=1)
+        report = work(sqs_uri, options, on_event=note)
+    assert [fault.times for fault in before.faults] == [0, 0, 0], "the queue has always answered"
+    assert [event.name for event in events] == ["failed", "dead"]
+    assert report.exit_code == 1
+    (letter,) = queue.dead()
+    assert "must be JSON" in letter.reason

@@ -97,12 +97,12 @@ def run_chaos(folder: Path, *, seed: int, store: Store, is_long: bool, disk: Pat
     store
         What the bucket is.
     is_long
-        Whether to run the whole main job on 64 blocks with all faults, or a part of it on 18 with a few.
+        Whether to run the whole main job on 32 blocks with all faults, or a part of it on 18 with a few.
     disk
         Folder on a small file system of its own, which will be filled up; None leaves that fault out.
     """
     started = time.monotonic()
-    shape, more = ((64, 64, 64), MORE) if is_long else ((48, 48, 32), "")
+    shape, more = ((64, 64, 32), MORE) if is_long else ((48, 48, 32), "")
     queue_name = f"chaos-{seed}"
     copies = {"quiet": folder / "quiet-copy", "chaos": (disk or folder) / "copy"}
     with (
