@@ -28,6 +28,7 @@ from cloudseg.pipelines import advance
 from cloudseg.pipelines.compaction import fold
 from cloudseg.pipelines.overlap import Overlap
 from cloudseg.pipelines.plan import PipelinePlan
+from cloudseg.pipelines.provenance import write_provenance
 from cloudseg.pipelines.report import Summary, voxels_per_task, write_summary
 from cloudseg.pipelines.space import check_space
 from cloudseg.pipelines.spec import PipelineSpec
@@ -142,6 +143,7 @@ def execute(expanded: PipelinePlan, *, progress: Progress) -> RunReport:
     for stage in expanded.stages:
         for layer in stage.plan.layers:
             create_volume(layer.uri, layer.info)
+    write_provenance(expanded, objects)
     digests = {step.name: step.tasks_digest for _, step in plan_record.steps()}
     summaries: dict[str, Summary] = {}
     with (

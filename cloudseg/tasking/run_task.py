@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import os
 import platform
 import socket
 import sys
@@ -22,6 +23,8 @@ from cloudseg.volumes.claims import new_owner
 
 # The libraries whose version may change a result.
 VERSIONED = ("cloudseg", "cloud-volume", "igneous-pipeline", "numba", "numpy", "tensorstore", "torch")
+# Whoever starts a container may say which image it is, best with its digest.
+IMAGE_VARIABLE = "CLOUDSEG_IMAGE"
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -113,7 +116,8 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    image = os.environ.get(IMAGE_VARIABLE)
+    return {**found, "image": image} if image else found
 
 
 def reset_peak_memory() -> None:

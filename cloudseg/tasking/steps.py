@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ
@@ -84,12 +84,18 @@ class StagePlan:
         In order; each starts when the one before has all its receipts.
     outputs_bytes
         Estimated size of what the stage writes.
+    sources
+        Addresses of the volumes that its layers are made from.
+    provenance
+        What else one must know to make them again, such as the digest of a model.
     """
 
     name: str
     layers: tuple[Layer, ...]
     steps: tuple[Step, ...]
     outputs_bytes: int = 0
+    sources: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from cloudseg.volumes.compressed_files import ENDINGS, decompressed
 VOXEL_NM = (8.0, 8.0, 8.0)
 # What is not a result: receipts hold times and hosts, queues and scratch come and go.
 NOT_RESULTS = ("pipeline",)
+# Beside the info of each layer: it says when and from where the layer was made.
+PROVENANCE = "provenance"
 
 
 def real_or_phantom(data: Path | None, edge: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
@@ -82,25 +84,31 @@ def command_line(*args: str) -> Sequence[str]:
     return [sys.executable, "-c", "from cloudseg.cli.main import main; main()", *args]
 
 
+def is_result(key: str, *, leave_out: Iterable[str] = NOT_RESULTS) -> bool:
+    """Whether a file of a run's root must be the same in every run: no books, no provenance."""
+    return key.partition("/")[0] not in set(leave_out) and key.rpartition("/")[2] != PROVENANCE
+
+
 def file_digests(folder: Path, *, leave_out: Iterable[str] = NOT_RESULTS) -> dict[str, str]:
-    """Return the SHA-256 of every file below ``folder`` by its relative path; top-level ``leave_out`` is left out."""
-    left_out = set(leave_out)
+    """Return the SHA-256 of every result below ``folder`` by its relative path; top-level ``leave_out`` is left out."""
+    found = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] not in left_out
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in found.items()
+        if is_result(name, leave_out=leave_out)
     }
 
 
 def object_digests(root: str, *, leave_out: Iterable[str] = NOT_RESULTS) -> dict[str, str]:
-    """Return the SHA-256 of every object below ``root``, a bucket's or a folder, as a reader sees it.
+    """Return the SHA-256 of every result below ``root``, a bucket's or a folder, as a reader sees it.
 
     What is stored compressed is decompressed: a bucket notes that beside the object, a folder in the file's ending.
     """
-    objects, left_out = open_objects(root), set(leave_out)
-    found = {}
+    objects, found = open_objects(root), {}
     for key in objects.list():
-        if key.partition("/")[0] in left_out:
+        if not is_result(key, leave_out=leave_out):
             continue
         data, name = objects.get(key), key
         for ending in ENDINGS:

@@ -216,7 +216,14 @@ class AffinitiesStage(Stage, AffinitiesOptions):
             thread_memory_bytes=thread_bytes,
             libraries=("torch",),
         )
-        return StagePlan(self.label, (layer,), (step,), outputs_bytes=n_voxels * len(self.offsets))
+        return StagePlan(
+            self.label,
+            (layer,),
+            (step,),
+            outputs_bytes=n_voxels * len(self.offsets),
+            sources=(image.uri, *([self.mask] if self.mask else [])),
+            provenance={"weights_sha256": spec.weights.sha256, "block_shape": list(block_shape)},
+        )
 
     def _output_info(self, image: VolumeInfo) -> VolumeInfo:
         return VolumeInfo(

@@ -302,6 +302,7 @@ class SupervoxelsStage(LabelsStage):
             ),
             # compressed_segmentation takes about a tenth of the raw ids (measured on fib25).
             outputs_bytes=2 * bounds.n_voxels * 8 // 10,
+            sources=(source.uri, *([self.mask] if self.mask else [])),
         )
 
 

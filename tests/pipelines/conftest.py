@@ -21,6 +21,7 @@ from cloudseg.pipelines.execute import execute
 from cloudseg.pipelines.plan import plan
 from cloudseg.pipelines.progress import LineProgress
 from cloudseg.pipelines.spec import read_spec
+from cloudseg.testing.runs import is_result
 from cloudseg.volumes import VolumeInfo, create_volume
 
 HERE = Path(__file__).parent
@@ -84,7 +85,7 @@ class Toy:
         """Every file under the root but the books of the run."""
         files = (path for path in self.root.rglob("*") if path.is_file())
         found = {str(path.relative_to(self.root)): path.read_bytes() for path in files}
-        return {name: data for name, data in found.items() if not name.startswith("pipeline/")}
+        return {name: data for name, data in found.items() if is_result(name)}
 
 
 def write_toy(image: Path, folder: Path, head: str = "", **options: object) -> Toy:

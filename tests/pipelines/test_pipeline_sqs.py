@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloudseg.tasking.queue import open_queue
-from cloudseg.testing.runs import cloudseg, command_line
+from cloudseg.testing.runs import cloudseg, command_line, is_result
 from cloudseg.testing.store import store_phantom
 from cloudseg.testing.tiny_model import tiny_package
 from cloudseg.volumes import open_objects
@@ -45,7 +45,7 @@ kind = "statistics"
 def results(root: str) -> dict[str, bytes]:
     """Every object under the root but the books of the run, and the books' names."""
     objects = open_objects(root)
-    return {key: objects.get(key) for key in objects.list() if not key.startswith("pipeline/")}
+    return {key: objects.get(key) for key in objects.list() if is_result(key)}
 
 
 def receipts(root: str) -> Counter[str]:
