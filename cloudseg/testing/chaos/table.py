@@ -24,6 +24,10 @@ def fault_table(records: Records) -> list[Row]:
         n, figures = counts[kind.name], ""
         if kind.place == "disk":
             n = n_full(records.worker_events)
+        elif kind.place == "message":
+            figures = f"{len(records.details.get(kind.name, ()))} ways to be wrong"
+        elif kind.name.startswith("slow read"):
+            figures = ""  # nobody need ask again
         elif kind.place in ("storage", "queue") and "message" not in kind.name:
             figures = f"{again[kind.name]} of {n}"
         elif kind.name.startswith("messages reordered"):
