@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from cloudseg.tasking.receipts import Receipts
+from cloudseg.tasking.segments import id_of
 from cloudseg.volumes.objects import Objects
 
 # About 5 MB of JSON: a million receipts are two hundred objects, and a late duplicate of one task reads one of them.
@@ -41,17 +43,25 @@ def fold(
     if not singles or (len(singles) < fold_from and not books.segments.list()):
         return 0
     folded = set(books.segments.ids())
-    fresh = _lines(books, [task_id for task_id in singles if task_id not in folded])
+    fresh = _lines(books, (task_id for task_id in singles if task_id not in folded))
     n_folded = 0
     while part := list(islice(fresh, segment_receipts)):
         books.segments.write(part)
         n_folded += len(part)
     books.segments.mark()
+    del folded
     # Read once more, from the bucket: only what is surely there allows its single receipt to go.
-    safe = set(books.segments.ids())
-    books.remove_singles(task_id for task_id in singles if task_id in safe)
+    for segment in books.segments.list():
+        ids = map(id_of, books.segments.lines(segment))
+        books.remove_singles([task_id for task_id in ids if _holds(singles, task_id)])
     return n_folded
 
 
-def _lines(books: Receipts, ids: list[str]) -> Iterator[bytes]:
+def _holds(ids: list[str], task_id: str) -> bool:
+    """Whether a sorted list has an id; a set would take as much memory again."""
+    at = bisect_left(ids, task_id)
+    return at < len(ids) and ids[at] == task_id
+
+
+def _lines(books: Receipts, ids: Iterable[str]) -> Iterator[bytes]:
     return (receipt.canonical_json().encode() for receipt in books.singles(ids))
