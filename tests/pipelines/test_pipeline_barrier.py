@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ from hypothesis import strategies as st
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import Box, tile
-from cloudseg.pipelines.overlap import Frontier
+from cloudseg.pipelines.overlap import Frontier, Overlap
 from cloudseg.pipelines.plan import PipelinePlan, plan
 from cloudseg.pipelines.spec import differing_keys, load_spec, read_spec
-from cloudseg.tasking.near import Grid
+from cloudseg.tasking.near import Grid, Near
+from cloudseg.tasking.receipts import Receipt, Receipts
 from cloudseg.tasking.steps import Step
-from cloudseg.tasking.task import Context
+from cloudseg.tasking.task import Context, Task
 from cloudseg.volumes import VolumeInfo, clear_memory, create_volume, open_objects, open_volume
+from cloudseg.volumes.memory import MemoryObjects
 
 SHAPE = (40, 33, 24)
 ROOT = "memory://barrier"
@@ -147,6 +150,48 @@ def test_segmentation_started_block_by_block_in_any_order_is_the_same(hierarchy:
     clear_memory()
     assert len(np.unique(results[0])) > 10
     np.testing.assert_array_equal(results[0], results[1])
+
+
+class Numbered(Task):
+    """The least that can wait."""
+
+    kind: str = "numbered/1"
+    number: int
+
+
+class AskedObjects(MemoryObjects):
+    """Objects that count what they are asked."""
+
+    n_asked = 0
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        self.n_asked += 1
+        return super().list(prefix)
+
+    def get(self, key: str) -> bytes:
+        self.n_asked += 1
+        return super().get(key)
+
+
+@pytest.mark.parametrize("n_tasks", [10, 400])
+def test_a_look_asks_the_bucket_as_often_for_many_blocks_as_for_few(n_tasks: int) -> None:
+    clear_memory("memory://looks")
+    objects, sent = AskedObjects("memory://looks"), []
+    before = Step("a", n_tasks, lambda: (Numbered(number=n) for n in range(n_tasks)))
+    rule = Near(
+        "a", lambda n: range(max(0, n - 1), min(n + 2, n_tasks)), lambda n: Numbered(number=n_tasks + n)
+    )
+    step = Step("b", n_tasks, lambda: map(rule.task, range(n_tasks)), near=rule)
+    overlap = Overlap(before, step, objects=objects, send=sent.extend)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    for number, task in enumerate(before.tasks()):
+        receipt = Receipt(task_id=task.id, kind=task.kind, step="a", started=now, finished=now)
+        Receipts(MemoryObjects("memory://looks"), "a").write(receipt)
+        if number in (3, n_tasks - 1):
+            objects.n_asked = 0
+            overlap.look()
+            assert objects.n_asked == 2  # the receipts, and whether any are folded
+            assert [task.number - n_tasks for task in sent] == list(range(3 if number == 3 else n_tasks))
 
 
 def test_a_run_starts_blocks_early_and_makes_the_same_bytes(
