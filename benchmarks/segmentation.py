@@ -31,7 +31,7 @@ from cloudseg.testing.runs import VOXEL_NM, cloudseg, print_table, real_or_phant
 from cloudseg.volumes import open_volume
 
 OURS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
-WATERZ = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # merged while 1 - mean affinity is below
+WATERZ = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # merged while 1 - mean affinity is below
 EXAMPLE = stage_options(Path(__file__).parents[1] / "examples" / "fib25.toml")
 MIN_SIZE_VX = round(EXAMPLE["agglomerate"]["min_size_um3"] / (VOXEL_NM[0] ** 3 * 1e-9))
 T_HIGH, EMPHASIS = EXAMPLE["supervoxels"]["t_high"], EXAMPLE["agglomerate"].get("emphasis", 0)

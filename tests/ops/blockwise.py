@@ -1,4 +1,4 @@
-"""Segmentation block by block with the pure operations alone, for any cuts: what the tests compare with one shot."""
+"""Segmentation block by block with the pure operations alone, for any cuts: what the tests compare with one shot; and rules."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 from collections import defaultdict
 
 import numpy as np
+from hypothesis import strategies as st
 
 from cloudseg.geometry import Box
 from cloudseg.ops.agglomerate import Merged, Rule, agglomerate
@@ -14,6 +15,15 @@ from cloudseg.ops.region_graph import RegionGraph, Sizes, face_ids, region_graph
 from cloudseg.ops.remap import lookup, remap
 from cloudseg.ops.union_find import components
 from cloudseg.ops.watershed import halo_of, mask_halo_of, supervoxels
+
+rules = st.builds(
+    Rule,
+    threshold=st.sampled_from([0.0, 60.0, 127.5, 200.0]),
+    guard_affinity=st.sampled_from([0.0, 150.0, 255.0]),
+    guard_min_vx=st.sampled_from([1, 3, 20]),
+    guard_sum_vx=st.sampled_from([2, 10, 50]),
+    min_size_vx=st.sampled_from([0, 3, 30]),
+)
 
 
 def blocks_of(shape, cuts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from blockwise import blockwise
+from blockwise import blockwise, rules
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -25,16 +25,6 @@ def volumes_and_cuts(draw):
     affinities = np.asfortranarray(levels[rng.integers(0, n_values, (3, *shape))])
     mask = (rng.random(shape) < 0.8) if draw(st.booleans()) else None
     return affinities, cuts, mask, seed
-
-
-rules = st.builds(
-    Rule,
-    threshold=st.sampled_from([0.0, 60.0, 127.5, 200.0]),
-    guard_affinity=st.sampled_from([0.0, 150.0, 255.0]),
-    guard_min_vx=st.sampled_from([1, 3, 20]),
-    guard_sum_vx=st.sampled_from([2, 10, 50]),
-    min_size_vx=st.sampled_from([0, 3, 30]),
-)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
+from blockwise import rules
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -114,16 +115,6 @@ def segments_by_definition(labels, affinities, rule, emphasis):
             if len(ends) == 2:
                 join(ends)
     return np.vectorize(lambda i: joined.name(int(i)), otypes=[np.uint64])(labels)
-
-
-rules = st.builds(
-    Rule,
-    threshold=st.sampled_from([0.0, 60.0, 127.5, 200.0]),
-    guard_affinity=st.sampled_from([0.0, 150.0, 255.0]),
-    guard_min_vx=st.sampled_from([1, 3, 20]),
-    guard_sum_vx=st.sampled_from([2, 10, 50]),
-    min_size_vx=st.sampled_from([0, 3, 30]),
-)
 
 
 @settings(max_examples=80, deadline=None, phases=set(Phase) - {Phase.explain})
