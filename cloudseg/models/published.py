@@ -83,7 +83,7 @@ def _state(path: Path) -> dict[str, npt.NDArray[Any]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no checkpoint {path}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         raise ModelError(
             f"{path} is no checkpoint that holds tensors only, or is damaged: {str(error).splitlines()[0]}"
         ) from error

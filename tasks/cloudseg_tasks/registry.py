@@ -22,6 +22,12 @@ KINDS: dict[str, str] = {
     "statistics/1": "cloudseg_tasks.statistics:StatisticsTask",
     "statistics_merge/1": "cloudseg_tasks.statistics:MergeStatisticsTask",
     "segment_properties/1": "cloudseg_tasks.statistics:SegmentPropertiesTask",
+    "boundaries/1": "cloudseg_tasks.boundaries:BoundariesTask",
+    "boundary_affinities/1": "cloudseg_tasks.boundary_affinities:BoundaryAffinitiesTask",
+    "distance_watershed/1": "cloudseg_tasks.distance_watershed:DistanceWatershedTask",
+    "basin_graph/1": "cloudseg_tasks.hmin:BasinGraphTask",
+    "basin_merge/1": "cloudseg_tasks.hmin:BasinMergeTask",
+    "basin_rename/1": "cloudseg_tasks.hmin:BasinRenameTask",
     "igneous/1": "cloudseg_tasks.igneous:IgneousTask",
 }
 
