@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cloudseg.geometry import XYZ
-    from cloudseg.training.loop import Progress
+    from cloudseg.training.history import Progress
 
 _SMOOTH = 0.95
 
@@ -34,23 +34,34 @@ _SMOOTH = 0.95
 def train(config: Path, *, overrides: tuple[str, ...], threads: int | None) -> None:
     """Train the network that CONFIG describes and write its model package.
 
-    The run writes checkpoints; the same command goes on where it stopped. examples/train_fib25.toml shows every key.
+    The run writes checkpoints; the same command goes on where it stopped. docs/train.md explains every key. Several
+    GPUs: torchrun --nproc-per-node=4 --no-python cloudseg train CONFIG.
     """
     try:
         from cloudseg.models.predict import use_threads
         from cloudseg.training.config import load_config
+        from cloudseg.training.crew import Crew
         from cloudseg.training.fit import fit
+        from cloudseg.training.history import REPORT_NAME
     except ModuleNotFoundError as error:
         raise MissingExtraError.of(str(error.name), extra="train") from error
     settings = load_config(config, overrides=overrides)
     if threads is not None:
         use_threads(threads)
-    with _Display(settings.schedule.n_steps) as display:
-        spec = fit(settings, make_phantom=_phantom, report=display.report)
+    crew = Crew.join(settings.schedule.device)
+    with _Display(settings.schedule.n_steps, shown=crew.is_first) as display:
+        spec = fit(settings, make_phantom=_phantom, report=display.report, crew=crew)
+    if spec is None:  # another process of the same run has said it
+        return
     click.echo(f"{settings.output}: model {spec.name!r}, {spec.weights.n_parameters:,} parameters")
     if display.validation is not None:
         click.echo(f"validation loss {display.validation:.4f}")
-    click.echo(f"use it with: model = {settings.output!r} in the affinities stage")
+    for measured in spec.accuracy:
+        click.echo(
+            f"{measured.metric.replace('_', ' ')} {measured.value:.4f} of step {spec.training.n_steps:,}"
+        )
+    click.echo(f"report: {settings.log_folder / REPORT_NAME}")
+    click.echo(f"use it with: model = {settings.output!r} in the {spec.output} stage")
 
 
 def _phantom(shape: XYZ, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
@@ -63,7 +74,7 @@ def _phantom(shape: XYZ, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[
 class _Display:
     """A progress bar with the smoothed loss on a terminal; one line every hundred steps elsewhere."""
 
-    def __init__(self, n_steps: int) -> None:
+    def __init__(self, n_steps: int, *, shown: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
@@ -73,6 +84,7 @@ class _Display:
         self._on_terminal = console.is_terminal
         self._loss: float | None = None
         self.validation: float | None = None
+        self._score: float | None = None
         self._bars = Bars(
             TextColumn("training"),
             BarColumn(),
@@ -80,7 +92,7 @@ class _Display:
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal and shown),
         )
         self._bar = self._bars.add_task("training", total=n_steps, text="reading the data")
 
@@ -100,8 +112,15 @@ class _Display:
         text = f"{done}/{self._n_steps} loss {self._loss:.4f}"
         if self.validation is not None:
             text += f", validation {self.validation:.4f}"
+        if line.verdict is not None:
+            self._score = line.verdict.score
+        if self._score is not None:
+            text += f", segmentation {self._score:.4f}"
         self._bars.update(self._bar, completed=done, text=text)
         if not self._on_terminal and (
-            done % 100 == 0 or done == self._n_steps or line.validation is not None
+            done % 100 == 0
+            or done == self._n_steps
+            or line.validation is not None
+            or line.verdict is not None
         ):
             click.echo(f"step {text}, {line.seconds:.0f} s", err=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ
 from cloudseg.models.package import ModelDescription
 from cloudseg.training.config import LabelledVolume, PhantomVolumes
+from cloudseg.training.labels import FIRST_OBJECT
 from cloudseg.training.sampling import LabelledBlock
 from cloudseg.volumes.protocol import Volume
 
@@ -19,7 +20,8 @@ OpenVolume = Callable[..., Volume]
 MakePhantom = Callable[[XYZ, int], tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]]
 """Image and labels of a phantom, from its shape and seed."""
 
-_GREY_SCALE = {"uint8": 1.0, "uint16": 1.0 / 257.0, "float32": 255.0}
+_FULL_SCALE = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}
+_SAME_VOXELS = 0.02
 
 
 def load_block(
@@ -32,8 +34,8 @@ def load_block(
     ModelError
         If its voxels differ too much from the model's.
     SpecError
-        If image and labels differ in voxel size or do not overlap, the box leaves them, the types are wrong, or
-        nothing in the box is labelled.
+        If image and labels differ in voxel size or do not overlap, the box leaves them, the types are wrong, the image
+        holds NaN, ids are negative, or nothing in the box is labelled.
     """
     image = open_volume(volume.image, mip=volume.mip)
     labels = open_volume(volume.labels, mip=volume.mip)
@@ -43,15 +45,16 @@ def load_block(
             f"image {volume.image} has voxels of {image.info.voxel_size_nm} nm, its labels {volume.labels} have "
             f"{labels.info.voxel_size_nm} nm; give the scale of both (mip) at which they agree"
         )
-    if image.info.dtype not in _GREY_SCALE or image.info.n_channels != 1:
+    if image.info.dtype not in _FULL_SCALE or image.info.n_channels != 1:
         raise SpecError(
-            f"{volume.image} must be one channel of {', '.join(_GREY_SCALE)}, "
+            f"{volume.image} must be one channel of {', '.join(_FULL_SCALE)}, "
             f"got {image.info.n_channels} of {image.info.dtype}"
         )
     if labels.info.dtype == "float32" or labels.info.n_channels != 1:
         raise SpecError(
             f"labels {volume.labels} must be one channel of integers, "
-            f"got {labels.info.n_channels} of {labels.info.dtype}"
+            f"got {labels.info.n_channels} of {labels.info.dtype}: ids beyond 16,777,216 do not survive float32; "
+            "store them as uint32 or uint64"
         )
     common = image.info.bounds.intersect(labels.info.bounds)
     if common.is_empty:
@@ -62,13 +65,50 @@ def load_block(
     box = volume.box or common
     if box.is_empty or not common.contains(box):
         raise SpecError(f"box {box} is not inside {common}, where {volume.image} and {volume.labels} overlap")
-    grey = image.read(box)
-    if image.info.dtype != "uint8":
-        grey = grey.astype(np.float32) * np.float32(_GREY_SCALE[image.info.dtype])
+    name = f"{volume.labels}, box {box}"
     try:
-        return LabelledBlock(grey, labels.read(box), weight=volume.weight, dense=volume.dense)
+        return LabelledBlock.of(
+            _grey(image.read(box), volume),
+            labels.read(box),
+            zero=volume.zero,
+            weight=volume.weight,
+            dense=volume.dense,
+            name=name,
+            start=box.start,
+        )
     except SpecError as error:
-        raise SpecError(f"{volume.labels}, box {box}: {error}") from error
+        raise SpecError(str(error) if name in str(error) else f"{name}: {error}") from error
+
+
+def check_same_voxels(volumes: Sequence[LabelledVolume], *, open_volume: OpenVolume) -> None:
+    """Refuse volumes whose voxels differ: a network would learn two scales at once.
+
+    Raises
+    ------
+    SpecError
+        With both volumes and sizes.
+    """
+    sizes = {v.image: open_volume(v.image, mip=v.mip).info.voxel_size_nm for v in volumes}
+    for (a, size_a), (b, size_b) in itertools.combinations(sizes.items(), 2):
+        if not np.allclose(size_a, size_b, rtol=_SAME_VOXELS):
+            raise SpecError(
+                f"{a} has voxels of {size_a} nm, but {b} has {size_b} nm; give the scales (mip) at which they agree, "
+                "resample one of them, or set mixed_voxel_sizes = true if the network is to learn both"
+            )
+
+
+def _grey(image: npt.NDArray[np.generic], volume: LabelledVolume) -> npt.NDArray[np.uint8 | np.float32]:
+    """Return grey levels on the scale of uint8."""
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        bad = np.argwhere(~np.isfinite(image))[0]
+        raise SpecError(
+            f"{volume.image} holds {image[tuple(bad)]} (first at voxel {tuple(int(v) for v in bad)} of the box); "
+            "replace what is not a number before training"
+        )
+    low, high = volume.grey_range or _FULL_SCALE[image.dtype.name]
+    if image.dtype == np.uint8 and (low, high) == (0.0, 255.0):
+        return image.astype(np.uint8, copy=False)
+    return (image.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
 
 
 def phantom_blocks(phantom: PhantomVolumes, *, make_phantom: MakePhantom) -> list[LabelledBlock]:
@@ -76,20 +116,20 @@ def phantom_blocks(phantom: PhantomVolumes, *, make_phantom: MakePhantom) -> lis
     blocks = []
     for i in range(phantom.count):
         image, labels = make_phantom(phantom.shape, phantom.seed + i)
-        blocks.append(LabelledBlock(image, labels, weight=phantom.weight))
+        name = f"phantom of seed {phantom.seed + i}"
+        blocks.append(LabelledBlock.of(image, labels, weight=phantom.weight, name=name))
     return blocks
 
 
-def patches_of(block: LabelledBlock, patch_shape: XYZ) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Cut a block into whole patches, side by side from its lower corner; one padded patch if it is smaller."""
-    starts = [
+def corners_of(block: LabelledBlock, patch_shape: XYZ) -> list[XYZ]:
+    """Return the corners of the labelled patches side by side in a block; one if the block is smaller than a patch."""
+    steps = [
         range(0, max(size - patch, 0) + 1, patch)
-        for size, patch in zip(block.image.shape, patch_shape, strict=True)
+        for size, patch in zip(block.ids.shape, patch_shape, strict=True)
     ]
-    cuts = [
-        (slice(x, x + patch_shape[0]), slice(y, y + patch_shape[1]), slice(z, z + patch_shape[2]))
-        for z in starts[2]
-        for y in starts[1]
-        for x in starts[0]
-    ]
-    return [(block.image[cut], block.labels[cut]) for cut in cuts if block.labels[cut].any()]
+    corners = [(x, y, z) for z in steps[2] for y in steps[1] for x in steps[0]]
+
+    def ids(corner: XYZ) -> npt.NDArray[np.int32]:
+        return block.ids[tuple(slice(c, c + p) for c, p in zip(corner, patch_shape, strict=True))]
+
+    return [corner for corner in corners if (ids(corner) >= FIRST_OBJECT).any()]

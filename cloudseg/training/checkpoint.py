@@ -37,11 +37,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def averaged_weights(state: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """Return the running average of the weights, by parameter name of the network."""
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def averaged_weights(state: dict[str, Any], *, best: bool = False) -> dict[str, npt.NDArray[Any]]:
+    """Return the running average of the weights, by parameter name of the network.
+
+    Parameters
+    ----------
+    state
+        A checkpoint.
+    best
+        Take the average that scored best, if one was measured, instead of the last.
+    """
     prefix = "module."
+    average = state["best"]["average"] if best and state.get("best") else state["average"]
     return {
         name.removeprefix(prefix): np.asarray(tensor.numpy())
-        for name, tensor in state["average"].items()
+        for name, tensor in average.items()
         if name.startswith(prefix)
     }

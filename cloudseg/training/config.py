@@ -11,17 +11,20 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cloudseg.errors import NotFoundError, SpecError
 from cloudseg.geometry import XYZ
-from cloudseg.models.package import (
-    ModelDescription,
-    Natural3,
-    Normalisation,
-    Provenance,
-    ResidualUNetArguments,
-)
+from cloudseg.models.arguments import NetworkChoice
+from cloudseg.models.package import Accuracy, ModelDescription, Natural3, Normalisation, Provenance
 from cloudseg.ops.affinities import NEAREST
 from cloudseg.specs import BoxField, FrozenModel, canonical_json
-from cloudseg.training.loop import LoopOptions
+from cloudseg.training.augmentation import Augmentation, ElectronAugmentation
+from cloudseg.training.judge import SegmentationSettings
+from cloudseg.training.labels import Zero
+from cloudseg.training.loss import LossSettings
+from cloudseg.training.sampling import SamplingSettings
+from cloudseg.training.schedule import LoopOptions
+from cloudseg.training.targets import AffinityTarget, BoundaryTarget, ClosedBoundaryTarget, Target
 from cloudseg.volumes.protocol import Positive3
+
+_MAIN = (AffinityTarget, BoundaryTarget, ClosedBoundaryTarget)
 
 
 class LabelledVolume(FrozenModel):
@@ -30,11 +33,17 @@ class LabelledVolume(FrozenModel):
     Attributes
     ----------
     image, labels
-        Addresses of two volumes with the same voxels. Label 0 means unknown.
+        Addresses of two volumes with the same voxels.
+    zero
+        What label 0 means: ``unknown`` (nothing is learned there), ``membrane`` (no object, every link broken), or
+        ``background`` (the outside of the tissue, bounded like an object).
     mip
         Scale of both.
     box
         Part to use, in voxels; None takes all that both hold.
+    grey_range
+        Values of the image that mean black and white; by default the whole range of its integer type, and 0 to 1 for
+        float32.
     weight
         How often it is drawn, relative to the others.
     dense
@@ -43,10 +52,18 @@ class LabelledVolume(FrozenModel):
 
     image: str
     labels: str
+    zero: Zero = "unknown"
     mip: Annotated[int, Field(ge=0)] = 0
     box: BoxField | None = None
+    grey_range: tuple[float, float] | None = None
     weight: PositiveFloat = 1.0
     dense: bool = True
+
+    @model_validator(mode="after")
+    def _grey_range_rises(self) -> Self:
+        if self.grey_range is not None and self.grey_range[0] >= self.grey_range[1]:
+            raise ValueError(f"grey_range must rise from black to white, got {self.grey_range}")
+        return self
 
 
 class PhantomVolumes(FrozenModel):
@@ -68,25 +85,19 @@ class PhantomVolumes(FrozenModel):
     weight: PositiveFloat = 1.0
 
 
-class NetworkSettings(FrozenModel):
-    """What is trained, and how it will be used; see :class:`cloudseg.models.package.ModelDescription`."""
+class NetworkSettings(NetworkChoice):
+    """What is trained, and how it will be used; see :class:`cloudseg.models.package.ModelDescription`.
 
-    arguments: ResidualUNetArguments
+    ``offsets`` are those of the affinities, the nearest neighbours first; a network of boundaries has none.
+    """
+
     voxel_size_nm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     voxel_size_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.25
     normalisation: Normalisation = Normalisation(mean=128.0, deviation=33.0)
-    offsets: Annotated[tuple[XYZ, ...], Field(min_length=3)] = NEAREST
+    offsets: tuple[XYZ, ...] = NEAREST
     patch_shape: Positive3 = (160, 160, 160)
     context: Natural3 = (12, 12, 12)
     blend: Natural3 = (8, 8, 8)
-
-    @model_validator(mode="after")
-    def _nearest_come_first(self) -> Self:
-        if self.offsets[:3] != NEAREST:
-            raise ValueError(
-                f"the first three offsets must be the nearest neighbours {NEAREST}, got {self.offsets[:3]}"
-            )
-        return self
 
 
 class TrainingConfig(FrozenModel):
@@ -111,12 +122,24 @@ class TrainingConfig(FrozenModel):
         Patch to learn from, in voxels.
     isotropic
         Whether z may be exchanged with x and y.
+    mixed_voxel_sizes
+        Whether volumes may differ in voxel size (within the network's tolerance).
     validate_every
-        Steps between two validations.
+        Steps between two measurements of the loss on the validation boxes.
+    log
+        Local folder for the log, pictures, TensorBoard's files and the report; None: beside the checkpoint.
     network
         What is trained.
     schedule
         Steps, learning rate, seed.
+    target
+        What it is taught, in the order of the network's outputs; none: affinities at the network's offsets. The first
+        of kind ``affinities``, ``boundary`` or ``closed_boundary`` is what the model predicts, the others only help it
+        to learn.
+    loss, sampling, augmentation
+        How errors count, which patches are drawn, what is done to them.
+    segmentation
+        Segment the validation boxes, keep the best weights, stop early; None: only their loss is measured.
     volume, phantom
         What to learn from.
     validation
@@ -131,9 +154,16 @@ class TrainingConfig(FrozenModel):
     recipe: str = ""
     patch_shape: Positive3 = (80, 80, 80)
     isotropic: bool = True
+    mixed_voxel_sizes: bool = False
     validate_every: PositiveInt = 200
+    log: Path | None = None
     network: NetworkSettings
     schedule: LoopOptions
+    target: tuple[Target, ...] = ()
+    loss: LossSettings = LossSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    augmentation: Augmentation = ElectronAugmentation()
+    segmentation: SegmentationSettings | None = None
     volume: tuple[LabelledVolume, ...] = ()
     phantom: tuple[PhantomVolumes, ...] = ()
     validation: tuple[LabelledVolume, ...] = ()
@@ -157,15 +187,91 @@ class TrainingConfig(FrozenModel):
         return self
 
     @model_validator(mode="after")
+    def _z_is_special_where_it_is_longer(self) -> Self:
+        size = self.network.voxel_size_nm
+        if self.isotropic and max(size) > 1.1 * min(size):
+            raise ValueError(
+                f"isotropic = true exchanges z with x and y, but the voxels are {size} nm: set isotropic = false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_match_the_network(self) -> Self:
+        main = self.main_target  # refuses targets without one
+        if isinstance(main, AffinityTarget) and main.offsets[:3] != NEAREST:
+            raise ValueError(
+                f"the first three offsets must be the nearest neighbours {NEAREST}, got {main.offsets[:3]}"
+            )
+        n_channels, n_out = sum(t.n_channels for t in self.targets), self.network.arguments.n_out
+        if n_channels != n_out:
+            told = ", ".join(f"{t.kind} {t.n_channels}" for t in self.targets)
+            raise ValueError(
+                f"the targets have {n_channels} channels ({told}), but network.arguments.n_out is {n_out}"
+            )
+        if len(self.targets) > 1 and self.network.architecture == "deepem3d":
+            raise ValueError("deepem3d cannot drop outputs again: give it one target only")
+        return self
+
+    @model_validator(mode="after")
+    def _segmentation_has_something_to_measure(self) -> Self:
+        if self.segmentation is not None and not self.validation:
+            raise ValueError("[segmentation] measures on validation boxes: add a [[validation]] table")
+        return self
+
+    @model_validator(mode="after")
     def _description_is_sound(self) -> Self:
         self.description()
         return self
 
-    def description(self, *, software: Mapping[str, str] | None = None) -> ModelDescription:
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What the network is taught; affinities without offsets have got those of the network."""
+        given = self.target or (AffinityTarget(),)
+        return tuple(
+            t.model_copy(update={"offsets": self.network.offsets})
+            if isinstance(t, AffinityTarget) and not t.offsets
+            else t
+            for t in given
+        )
+
+    @property
+    def main_target(self) -> AffinityTarget | BoundaryTarget | ClosedBoundaryTarget:
+        """What the model package predicts."""
+        for target in self.targets:
+            if isinstance(target, _MAIN):
+                return target
+        kinds = ", ".join(t.kind for t in self.targets)
+        raise ValueError(
+            f"targets of kind {kinds} only help others: add one of kind affinities, boundary or closed_boundary"
+        )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Which outputs of the network the model package keeps."""
+        first = 0
+        for target in self.targets:
+            if isinstance(target, _MAIN):
+                return tuple(range(first, first + target.n_channels))
+            first += target.n_channels
+        raise AssertionError("validated: there is a main target")
+
+    @property
+    def log_folder(self) -> Path:
+        """Where the log goes."""
+        return self.log or self.checkpoint.with_name(self.checkpoint.stem + "_log")
+
+    def description(
+        self, *, software: Mapping[str, str] | None = None, accuracy: Iterable[Accuracy] = ()
+    ) -> ModelDescription:
         """Return what the model package will say."""
+        main = self.main_target
+        network = {name: getattr(self.network, name) for name in NetworkSettings.model_fields}
+        network["arguments"] = self.network.arguments.model_copy(update={"n_out": main.n_channels})
+        network["offsets"] = main.offsets if isinstance(main, AffinityTarget) else ()
         return ModelDescription(
             name=self.name,
-            **{name: getattr(self.network, name) for name in NetworkSettings.model_fields},
+            output="affinities" if isinstance(main, AffinityTarget) else "boundaries",
+            **network,
             training=Provenance(
                 data=tuple(_tell(v) for v in self.volume) + tuple(_tell_phantom(p) for p in self.phantom),
                 n_steps=0,
@@ -173,15 +279,18 @@ class TrainingConfig(FrozenModel):
                 recipe=self.recipe,
                 software=dict(software or {}),
             ),
+            accuracy=tuple(accuracy),
             licence=self.licence,
         )
 
     def fingerprint(self) -> str:
         """Return the text of all settings that decide the weights: a checkpoint is resumed only with the same."""
-        how = {"name", "output", "checkpoint", "licence", "recipe", "validate_every", "validation"}
+        how = {"name", "output", "checkpoint", "log", "licence", "recipe", "validate_every"}
+        if self.segmentation is None:
+            how.add("validation")
         settings = self.model_dump(mode="json", exclude=how)
         # These decide where and how often things are done, not what comes out.
-        for key in ("checkpoint_every", "device"):
+        for key in ("checkpoint_every", "device", "n_samplers"):
             settings["schedule"].pop(key)
         for key in ("voxel_size_tolerance", "patch_shape", "context", "blend"):
             settings["network"].pop(key)

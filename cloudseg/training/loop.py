@@ -2,89 +2,154 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from cloudseg.errors import ConflictError, ModelError, SpecError
-from cloudseg.models.predict import Precision, pick_precision
-from cloudseg.specs import FrozenModel
-from cloudseg.training.checkpoint import read_checkpoint
-from cloudseg.training.loss import balanced_bce
-from cloudseg.training.sampling import Sample, Sampler
+from cloudseg.models.layers import VoxelNetwork
+from cloudseg.models.predict import pick_precision
+from cloudseg.training.batches import Batch, Batches
+from cloudseg.training.checkpoint import read_checkpoint, write_checkpoint
+from cloudseg.training.crew import Crew
+from cloudseg.training.history import Progress
+from cloudseg.training.judge import Verdict
+from cloudseg.training.loss import Loss
+from cloudseg.training.memory import free_memory, is_out_of_memory, largest_patch, trial_step
+from cloudseg.training.sampling import Sampler
+from cloudseg.training.schedule import LoopOptions, make_optimizer, rate
 
 log = logging.getLogger(__name__)
 
 
-class LoopOptions(FrozenModel):
-    """How long and how fast to train.
+@dataclass(frozen=True)
+class Watch:
+    """What is measured on data held back, and when.
 
     Attributes
     ----------
-    n_steps, batch_size
-        Steps, and patches per step.
-    learning_rate, weight_decay
-        Of AdamW; the rate warms up over 50 steps and falls along half a cosine.
-    average_decay
-        Decay of the running average of the weights; the average is what is kept.
-    seed
-        Of the first weights and of every draw.
-    checkpoint_every
-        Steps between two checkpoints.
-    device
-        ``cpu`` or ``cuda``.
-    precision
-        Of the multiplications; ``auto`` is bfloat16 where the device computes in it natively, which is several times
-        faster. Weights, normalisation and loss are float32 all the same.
+    validate, validate_every
+        Returns the loss of the averaged network, or None; steps between two measurements.
+    judge, judge_every
+        Returns its segmentation, or None; steps between two measurements.
+    patience
+        Stop after so many segmentations in a row that are no better than the best; None: never.
     """
 
-    n_steps: PositiveInt
-    batch_size: PositiveInt = 1
-    learning_rate: PositiveFloat = 2e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    average_decay: Annotated[float, Field(gt=0, lt=1)] = 0.997
-    seed: Annotated[int, Field(ge=0)] = 0
-    checkpoint_every: PositiveInt = 200
-    device: Literal["cpu", "cuda"] = "cpu"
-    precision: Precision = "auto"
+    validate: Callable[[nn.Module], float] | None = None
+    validate_every: int = 200
+    judge: Callable[[nn.Module], Verdict] | None = None
+    judge_every: int = 500
+    patience: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One line of the training log: seconds since this process began, and the validation loss if it was measured."""
+@dataclass
+class _State:
+    """All that decides how training goes on."""
 
-    step: int
-    loss: float
-    seconds: float
-    validation: float | None = None
+    model: nn.Module
+    average: torch.optim.swa_utils.AveragedModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    n_worse: int = 0
+    stopped: bool = False
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        write_checkpoint(
+            path,
+            {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+                "n_worse": self.n_worse,
+                "stopped": self.stopped,
+                "random": torch.get_rng_state(),
+                "fingerprint": fingerprint,
+            },
+        )
+
+    def resume(self, path: Path, fingerprint: str) -> None:
+        state = read_checkpoint(path)
+        theirs = state.get("fingerprint", "")
+        if fingerprint and theirs and theirs != fingerprint:
+            raise ConflictError(
+                f"checkpoint {path} belongs to a run with other settings ({_difference(theirs, fingerprint)}); "
+                "give another checkpoint file, delete this one, or bring the settings back"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ModelError(f"checkpoint {path} belongs to another network: {error}") from error
+        self.step = int(state["step"])
+        self.best = state.get("best", {})
+        self.n_worse = int(state.get("n_worse", 0))
+        self.stopped = bool(state.get("stopped", False))
+        if "random" in state:
+            torch.set_rng_state(state["random"])
+        log.info("resuming from %s at step %d", path, self.step)
+
+    def is_over(self, n_steps: int) -> bool:
+        """Whether nothing is left to do."""
+        return self.stopped or self.step >= n_steps
+
+    def learn_of(self, verdict: Verdict, *, patience: int | None) -> None:
+        """Keep the average if it is the best so far; stop after too many that were not."""
+        if not self.best or verdict.score < self.best["score"]:
+            average = {name: t.detach().cpu().clone() for name, t in self.average.state_dict().items()}
+            self.best = {
+                "score": verdict.score,
+                "threshold": verdict.threshold,
+                "step": self.step,
+                "average": average,
+            }
+            self.n_worse = 0
+        else:
+            self.n_worse += 1
+            self.stopped = patience is not None and self.n_worse >= patience
+
+
+class _Heads(nn.Module):
+    """A network whose call returns all that has a loss."""
+
+    def __init__(self, network: VoxelNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(b, c, x, y, z)`` to logits, the output first."""
+        return self.network.all_logits(x)
 
 
 def train(
-    model: nn.Module,
+    model: VoxelNetwork,
     sampler: Sampler,
     options: LoopOptions,
     *,
+    loss: Loss,
     checkpoint: Path,
     report: Callable[[Progress], None],
-    validate: Callable[[nn.Module], float] | None = None,
-    validate_every: int = 200,
+    watch: Watch | None = None,
+    crew: Crew | None = None,
     fingerprint: str = "",
 ) -> nn.Module:
     """Train ``model`` and return the running average of its weights.
 
-    Each step draws from its own seed, so a run that is stopped and started again from ``checkpoint`` sees the same
-    examples as one that was not.
+    Each example is drawn from a seed of its own, so a run that is stopped and started again from ``checkpoint`` sees
+    the same examples as one that was not.
 
     Parameters
     ----------
@@ -94,14 +159,16 @@ def train(
         Where examples come from.
     options
         Steps, rates, seed.
+    loss
+        What is made small.
     checkpoint
         File that is written every ``checkpoint_every`` steps (atomically) and resumed from if it exists.
     report
-        Called after each step.
-    validate
-        Returns a loss of the averaged network (in evaluation mode) on data held back, or None.
-    validate_every
-        Steps between two validations; the last step is always validated.
+        Called after each step, in the first process.
+    watch
+        What to measure on data held back.
+    crew
+        The processes that train together; None: this one alone.
     fingerprint
         Stored in the checkpoint; a checkpoint with another one is not resumed from. Empty: not checked.
 
@@ -110,117 +177,177 @@ def train(
     ConflictError
         If the checkpoint is of another run.
     SpecError
-        If the loss is not a finite number; the last checkpoint is kept.
+        If loss or gradient are not finite numbers (the last good checkpoint is kept), or memory runs out.
     """
-    device = torch.device(options.device)
-    model = model.to(device).to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+    crew = crew or Crew.join(options.device)
+    watch = watch or Watch()
+    model = model.to(crew.device).to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
+    state = _State(
+        model,
+        torch.optim.swa_utils.AveragedModel(
+            model,
+            multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.average_decay),
+            use_buffers=True,
+        ),
+        make_optimizer(model, options),
     )
-    decay = options.average_decay
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True
-    )
-    first = _resume(checkpoint, model, average, optimizer, fingerprint) if checkpoint.exists() else 0
-    half = pick_precision(options.precision, device=options.device) == "bfloat16"
+    if checkpoint.exists():
+        state.resume(checkpoint, fingerprint)
+    if state.is_over(options.n_steps):
+        return _averaged(state)
+    heads = crew.wrap(_Heads(model))
+    half = pick_precision(options.precision, device=crew.kind) == "bfloat16"
+    work = _Work(state, heads, loss, options, crew, half, checkpoint)
     started = time.monotonic()
-    for step, batch in zip(
-        range(first, options.n_steps), _batches(sampler, options, first=first), strict=False
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * _schedule(step, options.n_steps)
-        image, targets, known = (torch.from_numpy(a).to(device, non_blocking=True) for a in batch)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            logits = model(image)
-        loss = balanced_bce(logits.float(), targets.float(), known.float())
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise SpecError(
-                f"the loss became {value} at step {step}; lower learning_rate (now {options.learning_rate}); "
-                f"the last good state is in {checkpoint}"
-            )
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
-        last = step + 1 == options.n_steps
-        held_back = None
-        if validate is not None and (last or (step + 1) % validate_every == 0):
-            held_back = validate(average.module.eval())
-        report(Progress(step, value, time.monotonic() - started, held_back))
-        if last or (step + 1) % options.checkpoint_every == 0:
-            _save(checkpoint, step + 1, model, average, optimizer, fingerprint)
-    averaged: nn.Module = average.module
+    with Batches(sampler, options, crew, first=state.step) as batches:
+        while not state.is_over(options.n_steps):
+            step = state.step
+            try:
+                value, waited_s = work.step(batches)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                n_channels = sum(t.n_channels for t in sampler.targets)
+                message = work.out_of_memory(sampler.patch_shape, n_channels=n_channels)
+                raise SpecError(message) from None
+            state.step = step + 1
+            last = state.step == options.n_steps
+            held_back, verdict = _measure(state, watch, crew, last=last)
+            if crew.is_first:
+                seconds = time.monotonic() - started
+                at = options.learning_rate * rate(options, step)
+                report(Progress(step, value, seconds, at, waited_s, held_back, verdict))
+            if state.is_over(options.n_steps) or state.step % options.checkpoint_every == 0:
+                work.save(fingerprint)
+    return _averaged(state)
+
+
+def _averaged(state: _State) -> nn.Module:
+    averaged: nn.Module = state.average.module
     return averaged.eval()
 
 
-def _schedule(step: int, n_steps: int) -> float:
-    """Warm up over 50 steps, then half a cosine down to 2 %."""
-    warm = min(1.0, (step + 1) / 50)
-    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / max(n_steps, 1))))
+def _measure(state: _State, watch: Watch, crew: Crew, *, last: bool) -> tuple[float | None, Verdict | None]:
+    """Measure, if it is time, in the first process; tell all whether to stop."""
+    validated = watch.validate is not None and (last or state.step % watch.validate_every == 0)
+    judged = watch.judge is not None and (last or state.step % watch.judge_every == 0)
+    held_back = verdict = None
+    if crew.is_first and validated and watch.validate is not None:
+        held_back = watch.validate(state.average.module.eval())
+    if crew.is_first and judged and watch.judge is not None:
+        verdict = watch.judge(state.average.module.eval())
+        state.learn_of(verdict, patience=watch.patience)
+    if judged:
+        state.stopped = bool(crew.told(float(state.stopped)))
+    return held_back, verdict
 
 
-def _batches(sampler: Sampler, options: LoopOptions, *, first: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield stacked examples, drawn a few steps ahead in a thread of their own."""
+@dataclass
+class _Work:
+    """One step, and what to say when it fails."""
 
-    def draw(step: int) -> tuple[np.ndarray, ...]:
-        rng = np.random.default_rng([options.seed, step])
-        samples: list[Sample] = [sampler.draw(rng) for _ in range(options.batch_size)]
-        return tuple(np.stack([getattr(s, name) for s in samples]) for name in ("image", "targets", "known"))
+    state: _State
+    heads: nn.Module
+    loss: Loss
+    options: LoopOptions
+    crew: Crew
+    half: bool
+    checkpoint: Path
 
-    with ThreadPoolExecutor(1, thread_name_prefix="sampling") as pool:
-        ahead = [pool.submit(draw, first + i) for i in range(3)]
-        step = first
-        try:
-            while True:
-                batch = ahead.pop(0).result()
-                ahead.append(pool.submit(draw, step + 3))
-                yield batch
-                step += 1
-        finally:
-            for future in ahead:
-                future.cancel()
+    def step(self, batches: Batches) -> tuple[float, float]:
+        """Take one step; return its loss and the seconds that it waited for examples."""
+        state, options = self.state, self.options
+        for group in state.optimizer.param_groups:
+            group["lr"] = options.learning_rate * rate(options, state.step)
+        state.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.crew.device)
+        waited_s, seen = 0.0, []
+        for i in range(options.accumulate):
+            before = time.monotonic()
+            batch = next(batches)
+            waited_s += time.monotonic() - before
+            value = self._backward(batch, last=i + 1 == options.accumulate)
+            seen.append((value, batch.where))
+            total += value / options.accumulate
+        mean = float(self.crew.mean(total))
+        if not math.isfinite(mean):
+            raise SpecError(self._not_finite("the loss", mean, seen))
+        norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_norm))
+        if not math.isfinite(norm):
+            raise SpecError(self._not_finite("the gradient", norm, seen))
+        state.optimizer.step()
+        self.crew.settle(state.model.buffers())
+        state.average.update_parameters(state.model)
+        return mean, waited_s
 
+    def _backward(self, batch: Batch, *, last: bool) -> Tensor:
+        """Add the gradients of one batch; return its loss. Processes exchange them at the last batch only."""
+        alone = contextlib.nullcontext() if last or self.crew.size == 1 else self.heads.no_sync()  # type: ignore[operator]
+        device = self.crew.device
+        with alone:
+            image, values, known = (
+                array.to(device, non_blocking=True) for array in (batch.image, batch.targets, batch.known)
+            )
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
+                logits = self.heads(image)
+            value = self.loss(logits, values, known)
+            (value / self.options.accumulate).backward()
+        return value.detach()
 
-def _save(
-    path: Path,
-    step: int,
-    model: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    fingerprint: str,
-) -> None:
-    state: dict[str, Any] = {
-        "step": step,
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "fingerprint": fingerprint,
-    }
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
+    def save(self, fingerprint: str) -> None:
+        """Write a checkpoint, unless the weights have run away: then the last good one stays."""
+        if all(bool(torch.isfinite(p).all()) for p in self.state.model.parameters()):
+            if self.crew.is_first:
+                self.state.save(self.checkpoint, fingerprint)
+            return
+        raise SpecError(self._not_finite("a weight", math.nan, []))
 
-
-def _resume(
-    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
-) -> int:
-    state = read_checkpoint(path)
-    theirs = state.get("fingerprint", "")
-    if fingerprint and theirs and theirs != fingerprint:
-        raise ConflictError(
-            f"checkpoint {path} belongs to a run with other settings ({_difference(theirs, fingerprint)}); "
-            "give another checkpoint file, delete this one, or bring the settings back"
+    def _not_finite(self, what: str, value: float, seen: list[tuple[Tensor, tuple[str, ...]]]) -> str:
+        bad = [where for tensor, names in seen if not math.isfinite(float(tensor)) for where in names]
+        shown = bad or [where for _, names in seen for where in names]
+        if self.crew.size > 1 and not bad:
+            shown = [*shown, f"(as process {self.crew.rank} of {self.crew.size} sees it)"]
+        kept = (
+            f"the last good state is in {self.checkpoint}"
+            if self.checkpoint.exists()
+            else f"no checkpoint had been written yet (checkpoint_every is {self.options.checkpoint_every})"
         )
-    try:
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(f"checkpoint {path} belongs to another network: {error}") from error
-    log.info("resuming from %s at step %d", path, state["step"])
-    return int(state["step"])
+        return (
+            f"{what} became {value} at step {self.state.step}; lower learning_rate (now {self.options.learning_rate}), "
+            f"and look at what it was learning from: {'; '.join(shown) or 'unknown'}; {kept}"
+        )
+
+    def out_of_memory(self, shape: tuple[int, int, int], *, n_channels: int) -> str:
+        """Say that memory ran out, and for which patch it is enough."""
+        options, crew = self.options, self.crew
+        self.state.optimizer.zero_grad(set_to_none=True)
+        free_memory()
+        network = _Heads(self.state.model)  # type: ignore[arg-type]
+        step = trial_step(
+            network,
+            self.loss,
+            device=crew.device,
+            batch_size=options.batch_size,
+            n_channels=n_channels,
+            half=self.half,
+        )
+        multiple = self.state.model.multiple
+        fits = largest_patch(step, shape, multiple=multiple)  # type: ignore[arg-type]
+        advice = (
+            f"patch_shape = {list(fits)} fits (tried)"
+            if fits
+            else "no smaller patch fits either: take a smaller network, or a device with more memory"
+        )
+        if options.batch_size > 1:
+            advice += (
+                f"; or set batch_size = 1 and accumulate = {options.batch_size * options.accumulate}, "
+                "which learns the same from less memory"
+            )
+        kept = f"; the last checkpoint is {self.checkpoint}" if self.checkpoint.exists() else ""
+        return (
+            f"{crew.device} ran out of memory at step {self.state.step} with patch_shape = {list(shape)} and "
+            f"batch_size = {options.batch_size}: {advice}{kept}"
+        )
 
 
 def _difference(theirs: str, ours: str) -> str:

@@ -9,118 +9,34 @@ from click.testing import CliRunner
 
 from cloudseg.cli.train import train as train_command
 from cloudseg.errors import ConflictError, ModelError, NotFoundError, SpecError
-from cloudseg.geometry import Box
 from cloudseg.models.package import load_spec, load_weights
 from cloudseg.models.predict import load_model
-from cloudseg.testing.phantom import neurite_phantom
 from cloudseg.training.checkpoint import read_checkpoint
-from cloudseg.training.config import TrainingConfig, load_config
+from cloudseg.training.config import load_config
 from cloudseg.training.convert import package_checkpoint
-from cloudseg.training.fit import fit
-from cloudseg.volumes import VolumeInfo, create_volume
-
-SHAPE = (48, 48, 48)
-
-
-def volume(uri, data, *, at=(0, 0, 0), voxel_size_nm=(8, 8, 8), **more):
-    info = VolumeInfo(
-        bounds=Box.of_shape(data.shape, at=at),
-        voxel_size_nm=voxel_size_nm,
-        chunk_shape=(32, 32, 32),
-        dtype=data.dtype.name,
-        **more,
-    )
-    create_volume(uri, info).write(info.bounds, np.asfortranarray(data))
-    return uri
-
-
-@pytest.fixture(scope="module")
-def phantom():
-    return neurite_phantom(SHAPE, seed=3)
 
 
 @pytest.fixture
-def data(tmp_path, phantom):
-    image = volume(f"file://{tmp_path}/image", phantom.image)
-    labels = volume(
-        f"file://{tmp_path}/labels", phantom.labels, layer="segmentation", encoding="compressed_segmentation"
-    )
-    return {"image": image, "labels": labels, "box": "0,0,0:48,48,32"}
+def data(runs):
+    return runs.data
 
 
-def settings(tmp_path, data, **changes):
-    base = {
-        "name": "small",
-        "output": str(tmp_path / "package"),
-        "checkpoint": str(tmp_path / "run.ckpt"),
-        "licence": "Apache-2.0",
-        "patch_shape": [16, 16, 16],
-        "validate_every": 3,
-        "schedule": {"n_steps": 8, "checkpoint_every": 2, "learning_rate": 0.005},
-        "network": {
-            "arguments": {"n_out": 4, "widths": [4, 6], "pools": [[2, 2, 2]]},
-            "voxel_size_nm": [8, 8, 8],
-            "offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [-4, 0, 0]],
-            "patch_shape": [32, 32, 32],
-            "context": [2, 2, 2],
-            "blend": [2, 2, 2],
-        },
-        "volume": [data],
-        "phantom": [{"count": 1, "shape": [32, 32, 32], "weight": 0.3}],
-        "validation": [data | {"box": "0,0,32:48,48,48"}],
-    }
-    return base | changes
-
-
-def config(tmp_path, data, **changes) -> TrainingConfig:
-    return TrainingConfig.load(settings(tmp_path, data, **changes), where="test")
-
-
-def make_phantom(shape, seed):
-    made = neurite_phantom(shape, seed=seed)
-    return made.image, made.labels
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class StoppedError(Exception):
-    pass
-
-
-def run(settings, *, stop_after=None):
-    lines = []
-
-    def report(line):
-        lines.append(line)
-        if line.step == stop_after:
-            raise StoppedError
-
-    spec = fit(settings, make_phantom=make_phantom, report=report)
-    return spec, lines
-
-
-def test_an_interrupted_and_resumed_run_gives_the_same_weights_as_an_undisturbed_one(tmp_path, data):
-    whole = config(tmp_path, data, output=str(tmp_path / "a"), checkpoint=str(tmp_path / "a.ckpt"))
-    spec, lines = run(whole)
+def test_an_interrupted_and_resumed_run_gives_the_same_weights_as_an_undisturbed_one(tmp_path, data, runs):
+    whole = runs.config(output=str(tmp_path / "a"), checkpoint=str(tmp_path / "a.ckpt"))
+    spec, lines = runs.run(whole)
     assert [line.step for line in lines] == list(range(8))
     assert [line.step for line in lines if line.validation is not None] == [2, 5, 7]
-    broken = config(tmp_path, data, output=str(tmp_path / "b"), checkpoint=str(tmp_path / "b.ckpt"))
-    with pytest.raises(StoppedError):
-        run(broken, stop_after=4)
-    resumed, rest = run(broken)
+    broken = runs.config(output=str(tmp_path / "b"), checkpoint=str(tmp_path / "b.ckpt"))
+    with pytest.raises(runs.StoppedError):
+        runs.run(broken, stop_after=4)
+    resumed, rest = runs.run(broken)
     assert [line.step for line in rest] == [4, 5, 6, 7], "steps 0 to 3 were saved"
     assert [line.loss for line in rest] == [line.loss for line in lines[4:]]
     assert resumed.weights.sha256 == spec.weights.sha256
 
 
-def test_the_package_holds_the_averaged_weights_and_says_how_they_were_made(tmp_path, data):
-    spec, _ = run(config(tmp_path, data))
+def test_the_package_holds_the_averaged_weights_and_says_how_they_were_made(tmp_path, data, runs):
+    spec, _ = runs.run(runs.config())
     state = read_checkpoint(tmp_path / "run.ckpt")
     weights = load_weights(str(tmp_path / "package"), spec)
     for name, array in weights.items():
@@ -135,8 +51,8 @@ def test_the_package_holds_the_averaged_weights_and_says_how_they_were_made(tmp_
     assert load_model(str(tmp_path / "package")).predict(np.zeros((1, 8, 8, 8), np.uint8)).shape[1] == 3
 
 
-def test_training_can_start_from_a_package(tmp_path, data):
-    first, _ = run(config(tmp_path, data))
+def test_training_can_start_from_a_package(tmp_path, data, runs):
+    first, _ = runs.run(runs.config())
     before = load_weights(str(tmp_path / "package"), first)
     new = {
         "output": str(tmp_path / "more"),
@@ -144,7 +60,7 @@ def test_training_can_start_from_a_package(tmp_path, data):
         "start_from": str(tmp_path / "package"),
     }
     schedule = {"n_steps": 2, "learning_rate": 1e-9, "weight_decay": 0.0, "seed": 5}
-    second, _ = run(config(tmp_path, data, **new, schedule=schedule))
+    second, _ = runs.run(runs.config(**new, schedule=schedule))
     after = load_weights(new["output"], second)
     kernels = [name for name, array in before.items() if array.ndim == 5]
     assert kernels
@@ -152,30 +68,30 @@ def test_training_can_start_from_a_package(tmp_path, data):
         np.testing.assert_allclose(after[name], before[name], atol=1e-6)
 
 
-def test_a_package_of_another_architecture_is_no_start(tmp_path, data):
-    run(config(tmp_path, data))
+def test_a_package_of_another_architecture_is_no_start(tmp_path, data, runs):
+    runs.run(runs.config())
     new = {
         "output": str(tmp_path / "more"),
         "checkpoint": str(tmp_path / "more.ckpt"),
         "start_from": str(tmp_path / "package"),
     }
-    wider = settings(tmp_path, data)["network"]
+    wider = runs.settings()["network"]
     wider["arguments"] = wider["arguments"] | {"widths": [4, 8]}
     with pytest.raises(ModelError, match="the architecture wants"):
-        run(config(tmp_path, data, **new, network=wider))
+        runs.run(runs.config(**new, network=wider))
     assert not (tmp_path / "more.ckpt").exists()
 
 
-def test_training_learns_the_phantom(tmp_path, data):
+def test_training_learns_the_phantom(tmp_path, data, runs):
     schedule = {"n_steps": 60, "checkpoint_every": 60, "learning_rate": 0.01, "average_decay": 0.9}
-    _, lines = run(config(tmp_path, data, schedule=schedule, validate_every=10))
+    _, lines = runs.run(runs.config(schedule=schedule, validate_every=10))
     validation = [line.validation for line in lines if line.validation is not None]
     # Chance is log 2 = 0.693.
     assert validation[0] > 0.68
     assert validation[-1] < 0.66
 
 
-def test_the_command_trains_resumes_and_writes_the_package(tmp_path, data):
+def test_the_command_trains_resumes_and_writes_the_package(tmp_path, data, runs):
     path = tmp_path / "train.toml"
     path.write_text(
         f"""
@@ -212,21 +128,21 @@ def test_the_command_trains_resumes_and_writes_the_package(tmp_path, data):
     assert "unknown key 'schedule.steps'" in str(unknown.exception)
 
 
-def test_a_checkpoint_of_other_settings_is_not_resumed_from(tmp_path, data):
-    run(config(tmp_path, data))
+def test_a_checkpoint_of_other_settings_is_not_resumed_from(tmp_path, data, runs):
+    runs.run(runs.config())
     with pytest.raises(ConflictError, match=r"belongs to a run with other settings \(schedule\)"):
-        run(config(tmp_path, data, schedule={"n_steps": 9}))
+        runs.run(runs.config(schedule={"n_steps": 9}))
 
 
-def test_an_output_that_another_run_made_is_not_overwritten(tmp_path, data):
-    run(config(tmp_path, data))
+def test_an_output_that_another_run_made_is_not_overwritten(tmp_path, data, runs):
+    runs.run(runs.config())
     (tmp_path / "run.ckpt").unlink()
     with pytest.raises(ConflictError, match="holds a model package already, and there is no checkpoint"):
-        run(config(tmp_path, data))
+        runs.run(runs.config())
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, data):
-    description = config(tmp_path, data).description()
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, data, runs):
+    description = runs.config().description()
     with pytest.raises(NotFoundError, match="there is no checkpoint"):
         package_checkpoint(tmp_path / "none.ckpt", description, str(tmp_path / "p"))
     (tmp_path / "text.ckpt").write_bytes(b"hello")
@@ -238,21 +154,21 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, data):
     assert not (tmp_path / "p").exists()
 
 
-def test_a_loss_that_runs_away_stops_the_run(tmp_path, data):
+def test_a_loss_that_runs_away_stops_the_run(tmp_path, data, runs):
     with pytest.raises(
         SpecError, match=r"the loss became (nan|inf) at step \d+; lower learning_rate \(now 1e\+30\)"
     ):
-        run(config(tmp_path, data, schedule={"n_steps": 60, "learning_rate": 1e30}))
+        runs.run(runs.config(schedule={"n_steps": 60, "learning_rate": 1e30}))
     assert not (tmp_path / "package").exists()
 
 
-def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, data, phantom):
-    far = volume(f"file://{tmp_path}/far", phantom.labels, at=(500, 0, 0), layer="segmentation")
-    coarse = volume(
+def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, data, phantom, runs):
+    far = runs.volume(f"file://{tmp_path}/far", phantom.labels, at=(500, 0, 0), layer="segmentation")
+    coarse = runs.volume(
         f"file://{tmp_path}/coarse", phantom.labels, voxel_size_nm=(8, 8, 9), layer="segmentation"
     )
-    zeros = volume(f"file://{tmp_path}/zeros", np.zeros_like(phantom.labels), layer="segmentation")
-    thick = volume(f"file://{tmp_path}/thick", phantom.image, voxel_size_nm=(8, 8, 40))
+    zeros = runs.volume(f"file://{tmp_path}/zeros", np.zeros_like(phantom.labels), layer="segmentation")
+    thick = runs.volume(f"file://{tmp_path}/thick", phantom.image, voxel_size_nm=(8, 8, 40))
     cases = [
         ({"labels": far, "box": None}, "they do not overlap; check the voxel offsets"),
         ({"labels": coarse}, r"has voxels of \(8.0, 8.0, 8.0\) nm, its labels .* have \(8.0, 8.0, 9.0\) nm"),
@@ -264,7 +180,7 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, d
     before = sorted(tmp_path.iterdir())
     for changes, message in cases:
         with pytest.raises(SpecError, match=message):
-            run(config(tmp_path, data, volume=[data | changes]))
+            runs.run(runs.config(volume=[data | changes]))
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -280,15 +196,15 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, d
         ({"schedule": {"n_steps": 0}}, "schedule.n_steps: Input should be greater than 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(tmp_path, data, changes, message):
+def test_settings_that_make_no_sense_are_named(tmp_path, data, changes, message, runs):
     with pytest.raises(SpecError, match=message):
-        config(tmp_path, data, **changes)
+        runs.config(**changes)
 
 
-def test_long_offsets_may_not_take_the_place_of_the_nearest(tmp_path, data):
-    network = settings(tmp_path, data)["network"]
+def test_long_offsets_may_not_take_the_place_of_the_nearest(tmp_path, data, runs):
+    network = runs.settings()["network"]
     with pytest.raises(SpecError, match="the first three offsets must be the nearest neighbours"):
-        config(tmp_path, data, network=network | {"offsets": network["offsets"][::-1]})
+        runs.config(network=network | {"offsets": network["offsets"][::-1]})
 
 
 @pytest.mark.parametrize(
