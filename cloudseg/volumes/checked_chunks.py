@@ -83,11 +83,14 @@ class CheckedChunks:
     def _decode(self, box: Box, arriving: dict[str, Future[Found]], *, missing: str) -> Array:
         files = {}
         for name, future in arriving.items():
-            data = future.result().data
+            data, key = future.result().data, f"{self._scale['key']}/{name}"
+            if data is None and missing == "error":
+                # What lies between here and a bucket may deny what the bucket has. One more look, then, and no more.
+                data = self._objects.read(key).data
+                if data is None:
+                    raise missing_chunk(box, uri=self._uri, detail=f"there is no {key}")
             if data is not None:
                 files[name] = data
-            elif missing == "error":
-                raise missing_chunk(box, uri=self._uri, detail=f"there is no {self._scale['key']}/{name}")
         x, y, z = (slice(a, b) for a, b in zip(box.start, box.stop, strict=True))
         with translated(self._uri, "read"):
             array = array_in_memory(self._document, files, strict=missing == "error", own=threads_context())

@@ -12,7 +12,13 @@ import pytest
 import tensorstore as ts
 from cloudvolume import CloudVolume
 
-from cloudseg.errors import CorruptDataError, StorageError, TransientStorageError, VolumeFormatError
+from cloudseg.errors import (
+    CorruptDataError,
+    MissingChunkError,
+    StorageError,
+    TransientStorageError,
+    VolumeFormatError,
+)
 from cloudseg.geometry import Box
 from cloudseg.testing.emulators import Fault, front
 from cloudseg.volumes import VolumeInfo, create_volume, open_objects, open_volume, read_info, sharding_for
@@ -384,3 +390,15 @@ def test_a_black_corner_of_a_chunk_is_not_taken_for_an_empty_answer(bucket):
     for corner in (Box((0, 0, 0), (8, 32, 32)), Box((0, 0, 0), (16, 16, 16))):
         got = open_volume(uri).read(corner)
         np.testing.assert_array_equal(got, data[corner.slices_in(BOUNDS)])
+
+
+def test_a_chunk_that_is_denied_once_is_looked_for_once_more(bucket):
+    uri, front = bucket
+    expected = write(uri, "raw")
+    front.faults[:] = [Fault(f"GET .*{KEY}/0-16_", status=404, times=1)]
+    np.testing.assert_array_equal(open_volume(uri).read(BOUNDS), expected)
+    assert front.faults[0].times == 0
+    front.faults[:] = [Fault(f"GET .*{KEY}/0-16_0-16_0-16", status=404, times=2)]
+    with pytest.raises(MissingChunkError, match=f"there is no {KEY}/0-16_0-16_0-16"):
+        open_volume(uri).read(BOUNDS)
+    assert front.faults[0].times == 0

@@ -75,7 +75,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("slow read, longer than the lease", "storage", 1, 6, "the lease is renewed meanwhile", CHUNK, 20),
     Kind("chunk arrives corrupted", "storage", 2, 8, _CHECKED, CHUNK, 20),
     Kind("chunk arrives truncated", "storage", 2, 8, _CHECKED, CHUNK, 20),
-    Kind("chunk is said to be missing", "storage", 1, 5, _TRIED, CHUNK, 20),
+    Kind("chunk is said to be missing", "storage", 1, 5, "looked for once more", CHUNK, 20),
     Kind("answer lost after a write", "storage", 1, 6, "written again, the same bytes", WRITE, 20),
     Kind(
         "answer lost after a receipt", "storage", 1, 5, "the claim is read back: it is its own", RECEIPT, 25
