@@ -20,6 +20,35 @@ LIBRARY_BYTES: dict[Library, int] = {
 }
 
 
+# Measured on fib25 (8 nm): voxels per edge of the region graph; the share of its edges that a node of 128 voxels edge
+# passes up, and how that falls with its edge; bytes per edge while a node merges, and while its names are resolved.
+_VOXELS_PER_EDGE = 18
+_PASSED_UP_AT_128 = 0.285
+_PASSED_UP_POWER = -0.42
+MERGE_BYTES_PER_EDGE = 600
+RESOLVE_BYTES_PER_EDGE = 70
+
+
+def n_graph_edges(node_vx: int, child_vx: int = 0) -> int:
+    """Estimate how many edges of the region graph a node of the octree gets.
+
+    Parameters
+    ----------
+    node_vx
+        Voxels under the node.
+    child_vx
+        Voxels under one of its children, which pass a part of their edges up; 0: a leaf gets all edges.
+
+    Examples
+    --------
+    >>> n_graph_edges(128**3), n_graph_edges(256**3, 128**3)
+    (116508, 265639)
+    """
+    edge_vx = child_vx ** (1 / 3)
+    share = min(1.0, _PASSED_UP_AT_128 * (edge_vx / 128) ** _PASSED_UP_POWER) if child_vx else 1.0
+    return int(node_vx / _VOXELS_PER_EDGE * share)
+
+
 def base_bytes(libraries: Iterable[Library]) -> int:
     """Return the memory of a worker that has imported ``libraries`` and holds no task.
 

@@ -24,8 +24,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box, grid_box, grid_shape, tile
 from cloudseg.specs import FrozenModel
+from cloudseg.tasking import memory
 from cloudseg.tasking.blocks import RENAME_BYTES_PER_VOXEL, LabelsStage, block_name, rename_block
-from cloudseg.tasking.memory import base_bytes
 from cloudseg.tasking.near import Grid, Near, near
 from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
@@ -364,9 +364,14 @@ class AgglomerateStage(LabelsStage):
 
         n_blocks, n_levels = math.prod(grid), tree.n_levels
         n_voxels = grid_box(bounds, self.block_shape, (0, 0, 0)).n_voxels
-        base = base_bytes(["numba"])
-        # Measured on fib25: about one edge per 20 voxels, 48 bytes each in the tables and 150 while merging.
-        graph_bytes = base + 10 * n_voxels * (n_blocks if self.hierarchy == "global" else 1)
+        base = memory.base_bytes(["numba"])
+        node_vx = [
+            math.prod(
+                min(s, b * n) for s, b, n in zip(bounds.shape, self.block_shape, tree.span(k), strict=True)
+            )
+            for k in range(n_levels)
+        ]
+        n_edges = [memory.n_graph_edges(own, child) for child, own in itertools.pairwise([0, *node_vx])]
         above = None
         if source.made_by:
             above = near(
@@ -384,11 +389,13 @@ class AgglomerateStage(LabelsStage):
             task = partial(decide, n)
             needs = partial(tree.children_of, n) if self.hierarchy == "octree" else None
             rule_near = Near(f"{self.label}.{made[-1][0]}", needs, task) if needs else None
-            made.append((f"level{n}", math.prod(tree.nodes(n)), graph_bytes, task, rule_near))
+            merge_bytes = base + memory.MERGE_BYTES_PER_EDGE * n_edges[n]
+            made.append((f"level{n}", math.prod(tree.nodes(n)), merge_bytes, task, rule_near))
         for n in reversed(range(n_levels - 1)):
             task = partial(resolve, n)
             rule_near = Near(f"{self.label}.{made[-1][0]}", partial(tree.parent_of, n), task)
-            made.append((f"resolve{n}", math.prod(tree.nodes(n)), base, task, rule_near))
+            names_bytes = base + memory.RESOLVE_BYTES_PER_EDGE * n_edges[n + 1]
+            made.append((f"resolve{n}", math.prod(tree.nodes(n)), names_bytes, task, rule_near))
         leaf = Near(f"{self.label}.{made[-1][0]}", lambda number: (number,), relabel)
         rule_near = leaf if self.hierarchy == "octree" else None
         made.append(("relabel", n_blocks, base + RENAME_BYTES_PER_VOXEL * n_voxels, relabel, rule_near))
@@ -397,11 +404,11 @@ class AgglomerateStage(LabelsStage):
                 f"{self.label}.{name}",
                 n_tasks,
                 partial(map, task, range(n_tasks)),
-                task_memory_bytes=memory,
+                task_memory_bytes=n_bytes,
                 libraries=("numba",),
                 near=rule_near,
             )
-            for name, n_tasks, memory, task, rule_near in made
+            for name, n_tasks, n_bytes, task, rule_near in made
         ]
         sources = (source.uri, affinities.uri)
         return StagePlan(self.label, (output,), tuple(steps), bounds.n_voxels * 8 // 10, sources)

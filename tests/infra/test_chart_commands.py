@@ -158,8 +158,10 @@ def largest_task(kind):
     options = {"affinities": {"model": "fib25"}, "downsample": {"layers": ["segmentation"]}}
     stage = stage_class(kind).load({"kind": kind, **options.get(kind, {})}, where=kind)
     steps = stage.expand(site).steps
-    # What takes the whole volume in one task grows with it, and needs a pool of its own size: names of supervoxels.
-    return max(step.task_memory_bytes for step in steps if step.name != "supervoxels.names")
+    # What few tasks do for much of the volume grows with it, and needs a pool of its own size: names of supervoxels,
+    # upper nodes of the octree.
+    few = re.compile(r"supervoxels\.names|agglomerate\.(level|resolve)([2-9]|\d\d)")
+    return max(step.task_memory_bytes for step in steps if not few.fullmatch(step.name))
 
 
 @pytest.mark.parametrize("kind", sorted(STAGES))
