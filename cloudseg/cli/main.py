@@ -43,6 +43,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "cloudseg.cli.doctor:doctor",
     "train": "cloudseg.cli.train:train",
     "evaluate": "cloudseg.cli.evaluate:evaluate",
+    "compare": "cloudseg.cli.compare:compare",
     "link": "cloudseg.cli.link:link",
     "serve": "cloudseg.cli.serve:serve",
     "phantom": "cloudseg.cli.phantom:phantom",
