@@ -35,7 +35,7 @@ from cloudseg.pipelines.spec import PipelineSpec
 from cloudseg.tasking.envelope import Envelope
 from cloudseg.tasking.queue import Queue, open_queue
 from cloudseg.tasking.receipts import Receipts
-from cloudseg.tasking.steps import Layer, Step
+from cloudseg.tasking.steps import Step
 from cloudseg.tasking.task import Task
 from cloudseg.tasking.worker import WorkerEvent, WorkerOptions, work
 from cloudseg.volumes import create_volume, open_objects, open_volume
@@ -232,21 +232,20 @@ class _Run:
         if state.dead:
             raise TaskFailedError(self._explain_dead(step.name, state))
         if step.name in self.overlaps:
-            self.overlaps.pop(step.name).look()  # the last of them may start now: all are in the queue
-            self.filled.add(self.ahead[step.name].name)
+            self.overlaps.pop(step.name).look()  # the last of them may start now
+            self._note_filled(self.ahead[step.name])
         summary = write_summary(step.name, self.objects, n_tasks=state.n_tasks)
         fold(step.name, self.objects)
         return summary
 
     def _fill_and_wait(self, step: Step) -> advance.StepState:
         self.crew.start()
-        note = advance.Enqueued(queue=self.queue.uri, cancel_id=self.cancel_id)
         # A private queue is known to this process alone: the note in the bucket may be of another one.
         has_messages = step.name in self.filled or (
-            not self.is_private and advance.is_enqueued(step.name, self.objects, note=note)
+            not self.is_private and advance.is_enqueued(step.name, self.objects, note=self._note)
         )
         if not has_messages or self.queue.is_empty():
-            self._enqueue(step, note)
+            self._enqueue(step)
         n_refills, n_beside = 0, 0
         while True:
             n_settled = self._wait(step, n_beside=n_beside)
@@ -262,7 +261,7 @@ class _Run:
             n_refills += 1
             # An empty queue and a task without an outcome: its message was purged, or its dead letter not stored.
             log.warning("step %s: %d tasks left the queue without an outcome", step.name, state.n_missing)
-            self._enqueue(step, note)
+            self._enqueue(step)
         raise TaskFailedError(
             f"{state.n_missing} tasks of step {step.name!r} left the queue {self.queue.uri} {MAX_REFILLS + 1} times "
             f"without a receipt or a dead letter under {self.spec.root}; check that workers can write there"
@@ -277,11 +276,18 @@ class _Run:
         if following is not None:
             self.overlaps[step.name].look()
 
-    def _enqueue(self, step: Step, note: advance.Enqueued) -> None:
+    @property
+    def _note(self) -> advance.Enqueued:
+        return advance.Enqueued(queue=self.queue.uri, cancel_id=self.cancel_id)
+
+    def _enqueue(self, step: Step) -> None:
         self._send(step, advance.missing(step, self.objects))
+        self._note_filled(step)
+
+    def _note_filled(self, step: Step) -> None:
         self.filled.add(step.name)
         if not self.is_private:
-            advance.note_enqueued(step.name, self.objects, note=note)
+            advance.note_enqueued(step.name, self.objects, note=self._note)
 
     def _send(self, step: Step, tasks: Iterable[Task]) -> None:
         def envelopes() -> Iterator[Envelope]:
@@ -475,16 +481,12 @@ def _check_reachable(spec: PipelineSpec) -> None:
 
 def _check_layers(expanded: PipelinePlan) -> None:
     """Refuse layers that exist with other properties, before anything is written."""
-    for layer in _layers(expanded):
+    for layer in (layer for stage in expanded.stages for layer in stage.plan.layers):
         try:
             open_volume(layer.uri)
         except NotFoundError:
             continue
         create_volume(layer.uri, layer.info)
-
-
-def _layers(expanded: PipelinePlan) -> Iterable[Layer]:
-    return (layer for stage in expanded.stages for layer in stage.plan.layers)
 
 
 def _bytes_to_write(expanded: PipelinePlan, objects: Objects) -> int:

@@ -199,7 +199,7 @@ def test_a_look_asks_the_bucket_as_often_for_many_blocks_as_for_few(n_tasks: int
 def test_a_run_starts_blocks_early_and_makes_the_same_bytes(
     toy: Callable, command: Callable, quiet_outputs: dict[str, bytes]
 ) -> None:
-    it = toy(sleep_s=0.1)
+    it = toy(sleep_s=0.3)
     assert command("run", it.file, "--set", 'toy_sum.barrier="neighbours"', "--workers", "2")[0] == 0
     assert it.outputs() == quiet_outputs
     assert Counter(it.runs()) == Counter(it.receipts())
