@@ -165,6 +165,12 @@ class ChildProcess:
         self._connection.close()
         return code
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal has ended it."""
+        code = self._process.poll()
+        return code is not None and code < 0
+
 
 def share_gpus(n_processes: int) -> list[str]:
     """Return which GPU each process uses, in turns; all empty where this machine does not say what it has."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
-from cloudseg.errors import CloudsegError, StorageError, TransientStorageError
+from cloudseg.errors import CloudsegError, StorageError, TaskFailedError, TransientStorageError
 from cloudseg.tasking.deletions import Deletions
 from cloudseg.tasking.envelope import Envelope, ForeignTask, parse_message
 from cloudseg.tasking.options import TaskLimits, WorkerOptions
@@ -29,6 +29,8 @@ LONG_POLL_SECONDS = 5.0
 # A queue that does not answer for longer than this ends a worker that was to stop when the queue is empty.
 PATIENCE_SECONDS = 300.0
 MAX_RETRY_SECONDS = 30.0
+# A process that is killed while it starts is started so often.
+MAX_STARTS = 3
 # A slot that gives no sign of life for longer than this is stuck.
 STUCK_SECONDS = 180.0
 
@@ -212,12 +214,22 @@ class Slot(threading.Thread):
         self._alive_until = time.monotonic() + STUCK_SECONDS
 
     def _ready_child(self) -> ChildProcess | None:
-        if self._child is None:
+        n_killed = 0
+        while self._child is None:
             self._obstacle = "its process is starting"
             self._alive_until = time.monotonic() + START_SECONDS + STUCK_SECONDS
-            self._child = ChildProcess(n_threads=self._n_threads, gpu=self._gpu, extra=[self._network])
-            if not self._child.await_ready(self._wake):
-                return None
+            child = ChildProcess(n_threads=self._n_threads, gpu=self._gpu, extra=[self._network])
+            self._child = child
+            try:
+                if not child.await_ready(self._wake):
+                    return None
+            except TaskFailedError as error:
+                # One that leaves by itself will do so again; one that was killed fell to chance, or to memory.
+                n_killed += 1
+                if not child.was_killed or n_killed == MAX_STARTS:
+                    raise
+                log.warning("%s; starting it again", error)
+                self._child = None
         return self._child
 
     def _kill_child(self) -> int:

@@ -149,6 +149,36 @@ def test_a_killed_child_costs_one_attempt_and_not_the_worker(
     assert sorted(receipt.attempt for receipt in receipts.all()) == [1, 2]
 
 
+def test_a_child_that_is_killed_while_it_starts_is_started_again(
+    queue: FileQueue, folder: Path, wrap: Wrap, receipts: Receipts
+):
+    task = NoteTask(folder=str(folder), name="n")
+    queue.insert([wrap(task)])
+    with _worker(queue, "--until-empty") as worker:
+        _wait_for(lambda: _children(worker))
+        (child,) = _children(worker)
+        child.kill()
+        out, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 0, out
+    assert "did not start: it was killed (SIGKILL) from outside" in out
+    assert "; starting it again" in out
+    assert receipts.done() == {task.id}
+
+
+def test_a_child_that_is_killed_each_time_it_starts_ends_the_worker(queue: FileQueue):
+    with _worker(queue, "--until-empty") as worker:
+        killed: set[int] = set()
+        while worker.poll() is None:
+            for child in _children(worker):
+                if child.pid not in killed:
+                    killed.add(child.pid)
+                    child.kill()
+            time.sleep(0.01)
+        out, _ = worker.communicate(timeout=60)
+    assert len(killed) == 3
+    assert worker.returncode == 1, out
+
+
 def test_whoever_is_killed_every_task_ends_with_one_receipt_and_the_queue_empty(
     queue: FileQueue, folder: Path, wrap: Wrap, receipts: Receipts
 ):
