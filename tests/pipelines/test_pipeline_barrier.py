@@ -18,6 +18,7 @@ from cloudseg.geometry import Box, tile
 from cloudseg.pipelines.overlap import Frontier, Overlap
 from cloudseg.pipelines.plan import PipelinePlan, plan
 from cloudseg.pipelines.spec import differing_keys, load_spec, read_spec
+from cloudseg.tasking import file_queue
 from cloudseg.tasking.near import Grid, Near
 from cloudseg.tasking.receipts import Receipt, Receipts
 from cloudseg.tasking.steps import Step
@@ -197,9 +198,11 @@ def test_a_look_asks_the_bucket_as_often_for_many_blocks_as_for_few(n_tasks: int
 
 
 def test_a_run_starts_blocks_early_and_makes_the_same_bytes(
-    toy: Callable, command: Callable, quiet_outputs: dict[str, bytes]
+    toy: Callable, command: Callable, quiet_outputs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    it = toy(sleep_s=0.3)
+    # A worker remembers the messages that it has seen and takes those first: with few tasks it would see no others.
+    monkeypatch.setattr(file_queue, "N_CANDIDATES", 1)
+    it = toy(sleep_s=0.1)
     assert command("run", it.file, "--set", 'toy_sum.barrier="neighbours"', "--workers", "2")[0] == 0
     assert it.outputs() == quiet_outputs
     assert Counter(it.runs()) == Counter(it.receipts())
