@@ -1,4 +1,4 @@
-"""Segmentation block by block with the pure operations alone, for any cuts and rules: what one shot is compared with."""
+"""Segmentation block by block with the pure operations alone, for any cuts and rules."""
 
 from __future__ import annotations
 
