@@ -99,16 +99,18 @@ def check_same_voxels(volumes: Sequence[LabelledVolume], *, open_volume: OpenVol
 
 def _grey(image: npt.NDArray[np.generic], volume: LabelledVolume) -> npt.NDArray[np.uint8 | np.float32]:
     """Return grey levels on the scale of uint8."""
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        bad = np.argwhere(~np.isfinite(image))[0]
-        raise SpecError(
-            f"{volume.image} holds {image[tuple(bad)]} (first at voxel {tuple(int(v) for v in bad)} of the box); "
-            "replace what is not a number before training"
-        )
     low, high = volume.grey_range or _FULL_SCALE[image.dtype.name]
     if image.dtype == np.uint8 and (low, high) == (0.0, 255.0):
         return image.astype(np.uint8, copy=False)
-    return (image.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
+    with np.errstate(over="ignore", invalid="ignore"):  # found right below, with its place
+        grey = (image.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
+    if not np.isfinite(grey).all():
+        bad = tuple(int(v) for v in np.argwhere(~np.isfinite(grey))[0])
+        raise SpecError(
+            f"{volume.image} holds {image[bad]} (first at voxel {bad} of the box); "
+            "replace what is no grey level before training"
+        )
+    return grey
 
 
 def phantom_blocks(phantom: PhantomVolumes, *, make_phantom: MakePhantom) -> list[LabelledBlock]:

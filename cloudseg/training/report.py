@@ -18,13 +18,15 @@ from cloudseg.training.plot import Curve, plot
 from cloudseg.training.sampling import Sampler
 
 _N_EXAMPLES = 6
+_PAGE_PX = 1000
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 64rem; padding: 0 1rem }
 h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem }
 table { border-collapse: collapse } td, th { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top }
 td.n { text-align: right; font-variant-numeric: tabular-nums } th { font-weight: 600 }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem } svg { background: #fff }
-img { max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc; display: block; margin: .3rem 0 }
+img { image-rendering: pixelated; border: 1px solid #ccc; display: block; margin: .3rem 0; height: auto }
+summary { font-size: 1.15rem; font-weight: 600; margin: 2.2rem 0 .4rem; cursor: pointer }
 .small { color: #666; font-size: .87rem } figure { margin: .6rem 0 } pre { background: #f6f6f6; padding: .8rem;
 overflow-x: auto; font-size: .82rem }
 """
@@ -52,7 +54,7 @@ def write_report(config: TrainingConfig, spec: ModelSpec, sampler: Sampler, fold
         _sections(folder, judged),
         _examples(sampler, config.schedule.seed),
         _data(config),
-        "<h2>Settings</h2><pre>" + html.escape(config.model_dump_json(indent=1)) + "</pre>",
+        f"<details><summary>Settings</summary><pre>{html.escape(config.model_dump_json(indent=1))}</pre></details>",
     ]
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(spec.name)}: training</title>'
@@ -151,7 +153,7 @@ def _sections(folder: Path, judged: Sequence[dict[str, Any]]) -> str:
         path = folder / PICTURES_NAME / f"{step:08d}.png"
         if path.exists():
             note = " (best)" if step == best["step"] + 1 else ""
-            shown.append(_image(path.read_bytes(), f"step {step:,}{note}"))
+            shown.append(_image(path.read_bytes(), f"step {step:,}{note}", zoom=True))
     return (
         '<h2>A validation section</h2><p class="small">From the left: image, prediction (mean link within '
         "the section, or boundary), labels, segmentation.</p>" + "".join(shown)
@@ -177,11 +179,14 @@ def _examples(sampler: Sampler, seed: int) -> str:
     )
 
 
-def _image(png: bytes, caption: str) -> str:
+def _image(png: bytes, caption: str, *, zoom: bool = False) -> str:
     data = base64.b64encode(png).decode()
+    # Small sections are shown larger, pixel by pixel; large ones no wider than the page.
+    n_columns = int.from_bytes(png[16:20], "big")
+    width = max(1, (_PAGE_PX if zoom else _PAGE_PX // 2) // n_columns) * n_columns
     return (
-        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
-        f'<figcaption class="small">{html.escape(caption)}</figcaption></figure>'
+        f'<figure><img alt="{html.escape(caption)}" width="{min(width, _PAGE_PX)}" '
+        f'src="data:image/png;base64,{data}"><figcaption class="small">{html.escape(caption)}</figcaption></figure>'
     )
 
 
