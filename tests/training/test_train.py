@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -218,6 +220,15 @@ def test_long_offsets_may_not_take_the_place_of_the_nearest(tmp_path, data, runs
 def test_an_override_that_leads_nowhere_is_refused(repository, text, message):
     with pytest.raises(SpecError, match=message):
         load_config(repository / "examples" / "train_fib25.toml", overrides=[text])
+
+
+def test_the_file_that_the_manual_shows_is_valid(repository, tmp_path):
+    text = (repository / "docs" / "train.md").read_text()
+    shown = text.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "mine.toml").write_text(shown)
+    loaded = load_config(tmp_path / "mine.toml")
+    assert loaded.segmentation.patience == 6
+    assert loaded.log_folder == Path("models/mine_log")
 
 
 def test_the_example_is_a_valid_training_file(repository, tmp_path):
