@@ -73,7 +73,9 @@ def compare(
     """Compare segmentations SEG... with one truth, in one table.
 
     Volumes and files are those of `cloudseg evaluate`, and so are the figures; all are measured over the same voxels.
-    Time and memory come from the receipts of the run that made a segmentation, where it lies beside them.
+    ARE: adapted Rand error. VOI: variation of information in bits, its splits and mergers. F1: of boundaries. s, MB:
+    seconds of all tasks together and memory of the largest, from the receipts of the run that made a segmentation,
+    where it lies beside them.
     """
     from cloudseg.volumes.boundary_score import boundary_score
     from cloudseg.volumes.evaluate import Labels, evaluate
@@ -131,20 +133,20 @@ def compare(
 
 
 def short_names(uris: Sequence[str]) -> list[str]:
-    """Return what tells addresses apart: without the folders at both ends that all of them share.
+    """Return what tells addresses apart: without the first parts that all share, and the last that none needs.
 
     Examples
     --------
-    >>> short_names(["file:///runs/one/segmentation", "file:///runs/two/segmentation"])
+    >>> short_names(["file:///runs/one/supervoxels", "file:///runs/two/segmentation"])
     ['one', 'two']
     >>> short_names(["file:///runs/one/segmentation"])
     ['segmentation']
     """
     parts = [uri.rstrip("/").split("/") for uri in uris]
-    while len(parts) > 1 and all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1:
-        parts = [p[:-1] for p in parts]
     while all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) == 1:
         parts = [p[1:] for p in parts]
+    while all(len(p) > 1 for p in parts) and len({tuple(p[:-1]) for p in parts}) == len(parts):
+        parts = [p[:-1] for p in parts]
     return ["/".join(p) for p in parts]
 
 
@@ -194,18 +196,19 @@ def _cost(uri: str) -> dict[str, float] | None:
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("segmentation", overflow="fold")
-    for name in ("ARE", "VOI split", "merge", "sum", "boundary F1", "segments", "task time", "memory"):
+    table.add_column("name", overflow="fold", min_width=12)
+    for name in ("ARE", "VOI", "split", "merge", "F1", "objects", "s", "MB"):
         table.add_column(name, justify="right")
     for row in rows:
         s, b, r = row["scores"], row["boundary"], row["run"]
         table.add_row(
             row["name"],
-            *(f"{s[k]:.4f}" for k in ("adapted_rand_error", "voi_split", "voi_merge", "voi_sum")),
-            f"{b['f1']:.4f}" if b else "-",
+            f"{s['adapted_rand_error']:.4f}",
+            *(f"{s[k]:.3f}" for k in ("voi_sum", "voi_split", "voi_merge")),
+            f"{b['f1']:.3f}" if b else "-",
             f"{s['n_segments']:,}",
-            f"{r['task_s']:.1f} s" if r else "-",
-            f"{r['peak_memory_bytes'] / 1e6:,.0f} MB" if r else "-",
+            f"{r['task_s']:,.1f}" if r else "-",
+            f"{r['peak_memory_bytes'] / 1e6:,.0f}" if r else "-",
         )
     return table
 

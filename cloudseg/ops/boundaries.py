@@ -1,6 +1,6 @@
 """Boundary maps as affinities, so that everything exact that works on affinities works on boundaries too.
 
-The link between two voxels is as weak as the stronger boundary of the two. Then the supervoxels of
+The link between two voxels is as weak as the boundary between them. Then the supervoxels of
 :mod:`cloudseg.ops.watershed` are the basins of the boundary map, the mean over the faces of two regions is their mean
 boundary (GASP average linkage, Bailoni et al. 2019, arXiv 1906.11713), and with a threshold first, supervoxels are the
 connected components of what lies below it.
@@ -22,7 +22,7 @@ def boundary_affinities(
     *,
     core: Box,
     bounds: Box,
-    join: Literal["max", "mean"] = "max",
+    join: Literal["max", "mean"] = "mean",
     threshold: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return the nearest-neighbour affinities of a boundary map.
@@ -34,7 +34,7 @@ def boundary_affinities(
     core, bounds
         The block, and the volume it belongs to, in the same voxel coordinates.
     join
-        Which boundary lies between two voxels: the greater of their values, or the mean, rounded up.
+        Which boundary lies between two voxels: the mean of their values, rounded up, or the greater one.
     threshold
         If given, affinities are 255 where both voxels lie below it, and 0 elsewhere.
 

@@ -83,9 +83,11 @@ def score_boundaries(
     tolerance_vx
         Steps from voxel to face neighbour that a partner may be away.
     zero_is_boundary
-        What id 0 means: boundary, or unknown. Boundaries of the segmentation in unknown truth do not count.
+        What id 0 of the truth means: boundary, or unknown (boundaries of the segmentation do not count there). In the
+        segmentation 0 is boundary, or a region like any other.
     """
-    found, true = thick_boundary(seg), thick_boundary(truth)
+    # To that function 0 is unknown.
+    found, true = thick_boundary(seg if zero_is_boundary else seg + seg.dtype.type(1)), thick_boundary(truth)
     if zero_is_boundary:
         found |= seg == 0
         true |= truth == 0

@@ -25,7 +25,7 @@ class BoundaryAffinitiesTask(BlockTask):
     kind: Literal["boundary_affinities/1"] = "boundary_affinities/1"
     boundaries_uri: str
     affinities_uri: str
-    join: Literal["max", "mean"] = "max"
+    join: Literal["max", "mean"] = "mean"
     threshold: Annotated[int, Field(ge=1, le=255)] | None = None
 
     def run(self, ctx: Context) -> None:
@@ -57,9 +57,9 @@ class BoundaryAffinitiesStage(LabelsStage):
     layer
         The boundaries: uint8, one channel.
     join
-        Which boundary lies between two voxels: the greater of their values, or the mean. The greater keeps a boundary
-        of one voxel as strong as it is, which agglomeration wants; with the mean a voxel belongs where it is steepest
-        down, which cuts wide ridges in their middle: take it for ``hmin_watershed``.
+        Which boundary lies between two voxels: with the ``mean`` of their values a voxel belongs where it is steepest
+        down, so that wide ridges are cut in their middle. The greater one (``max``) keeps a boundary of a single voxel
+        as strong as it is, and gives slopes of wide ones to either side.
     threshold
         Boundary, 0..1, from which on nothing is linked; below it all is. None: affinities are graded.
     block_shape, chunk_shape
@@ -68,7 +68,7 @@ class BoundaryAffinitiesStage(LabelsStage):
 
     kind: Literal["boundary_affinities"] = "boundary_affinities"
     layer: str = "boundaries"
-    join: Literal["max", "mean"] = "max"
+    join: Literal["max", "mean"] = "mean"
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
 
     def expand(self, site: Site) -> StagePlan:
