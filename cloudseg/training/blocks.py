@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloudseg.errors import SpecError
-from cloudseg.geometry import XYZ
+from cloudseg.geometry import XYZ, Box
 from cloudseg.models.package import ModelDescription
 from cloudseg.training.config import LabelledVolume, PhantomVolumes
 from cloudseg.training.labels import FIRST_OBJECT
@@ -94,6 +94,27 @@ def check_same_voxels(volumes: Sequence[LabelledVolume], *, open_volume: OpenVol
             raise SpecError(
                 f"{a} has voxels of {size_a} nm, but {b} has {size_b} nm; give the scales (mip) at which they agree, "
                 "resample one of them, or set mixed_voxel_sizes = true if the network is to learn both"
+            )
+
+
+def check_apart(
+    learned: Sequence[tuple[LabelledVolume, LabelledBlock]],
+    held_back: Sequence[tuple[LabelledVolume, LabelledBlock]],
+) -> None:
+    """Refuse validation boxes that share voxels with training boxes: measured there, every network looks good.
+
+    Raises
+    ------
+    SpecError
+        With both boxes and what they share.
+    """
+    for (a, block_a), (b, block_b) in itertools.product(learned, held_back):
+        box_a, box_b = (Box.of_shape(block.ids.shape, at=block.start) for block in (block_a, block_b))
+        shared = box_a.intersect(box_b)
+        if (a.image, a.mip) == (b.image, b.mip) and not shared.is_empty:
+            raise SpecError(
+                f"validation box {box_b} of {b.image} shares {shared} with the training box {box_a}: a network that is "
+                "measured on what it learned looks better than it is; move one of the boxes"
             )
 
 

@@ -26,6 +26,7 @@ from cloudseg.models.registry import ARCHITECTURES
 from cloudseg.training.blocks import (
     MakePhantom,
     OpenVolume,
+    check_apart,
     check_same_voxels,
     corners_of,
     load_block,
@@ -85,9 +86,12 @@ def fit(
     _check_output(config, objects)
     description = config.description(software=_software())
     blocks = [load_block(v, description=description, open_volume=open_volume) for v in config.volume]
+    held_back = [load_block(v, description=description, open_volume=open_volume) for v in config.validation]
+    check_apart(
+        list(zip(config.volume, blocks, strict=True)), list(zip(config.validation, held_back, strict=True))
+    )
     for phantom in config.phantom:
         blocks.extend(phantom_blocks(phantom, make_phantom=make_phantom))
-    held_back = [load_block(v, description=description, open_volume=open_volume) for v in config.validation]
     if not config.mixed_voxel_sizes:
         check_same_voxels((*config.volume, *config.validation), open_volume=open_volume)
     sampler = make_sampler(config, blocks)

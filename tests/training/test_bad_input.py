@@ -47,6 +47,15 @@ def test_volumes_of_different_voxel_size_are_refused_unless_that_is_meant(runs, 
     assert len(lines) == 8
 
 
+def test_validation_on_what_was_learned_is_refused(runs):
+    validation = [runs.data | {"box": "0,0,31:48,48,48"}]
+    with pytest.raises(
+        SpecError,
+        match=r"box 0,0,31:48,48,48 of .*image shares 0,0,31:48,48,32 with the training box 0,0,0:48,48,32",
+    ):
+        runs.run(runs.config(validation=validation))
+
+
 def test_a_box_of_nothing_but_background_is_named(runs, phantom):
     labels = phantom.labels.copy()
     labels[:, :, :32] = 0
