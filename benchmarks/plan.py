@@ -113,7 +113,8 @@ def write_receipts(step: Step, folder: Path) -> int:
     )
     text = model.canonical_json()
     for task in step.tasks():
-        (place / f"{task.id}.json").write_text(text.replace(first.id, task.id))
+        task_id = task.id  # a digest, made anew each time
+        (place / f"{task_id}.json").write_bytes(text.replace(first.id, task_id).encode())
     return step.n_tasks
 
 

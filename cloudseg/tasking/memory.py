@@ -15,7 +15,7 @@ Library = Literal["torch", "numba", "igneous"]
 WORKER_BYTES = 185_000_000
 LIBRARY_BYTES: dict[Library, int] = {
     "torch": 305_000_000,  # with oneDNN, its scratch memory, and a model of a few million weights
-    "numba": 200_000_000,  # with LLVM, the kernels of all stages, and what large tables leave in pyarrow's pool
+    "numba": 160_000_000,  # with LLVM, the kernels of all stages, and what large tables leave behind
     "igneous": 110_000_000,  # with cloud-volume, kimimaro and zmesh
 }
 

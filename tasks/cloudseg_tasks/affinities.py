@@ -297,7 +297,7 @@ def task_memory_bytes(
     # Two predictions wait for each thread.
     thread = max(6 * feature_map, 2 * feature_map + logits) + 2 * 4 * n_patch * n_channels
     columns = [min(b, s) for b, s in zip(block_shape[:2], lattice.bounds.shape[:2], strict=True)]
-    n_column = columns[0] * columns[1] * patch[2]
+    n_column = columns[0] * columns[1] * min(patch[2], block_shape[2])
     # Sums, the slab that is being written (floats, then bytes), and two slabs of image.
     return n_column * (9 * n_channels + 2), thread
 
