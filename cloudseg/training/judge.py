@@ -19,9 +19,10 @@ from cloudseg.geometry import Box
 from cloudseg.models.layers import VoxelNetwork
 from cloudseg.models.package import ModelDescription
 from cloudseg.models.predict import Model
-from cloudseg.ops.affinities import NEAREST, shifted_pairs
+from cloudseg.ops.affinities import NEAREST
 from cloudseg.ops.agglomerate import Rule, decide
 from cloudseg.ops.blend import SlabBlender, to_uint8
+from cloudseg.ops.boundaries import boundary_affinities
 from cloudseg.ops.contingency import contingency
 from cloudseg.ops.lattice import PatchLattice, mirror
 from cloudseg.ops.metrics import Scores
@@ -48,6 +49,8 @@ class SegmentationSettings(FrozenModel):
         Agglomeration thresholds to try; the best one counts.
     t_low, t_high, emphasis, min_size_vx
         As in the stages ``supervoxels`` and ``agglomerate``.
+    join
+        How a predicted boundary becomes links; see :func:`cloudseg.ops.boundaries.boundary_affinities`.
     patience
         Stop after so many measurements without a better one; None: never.
     keep
@@ -61,6 +64,7 @@ class SegmentationSettings(FrozenModel):
     t_high: Annotated[int, Field(ge=0, le=255)] = 253
     emphasis: Annotated[int, Field(ge=0)] = 0
     min_size_vx: Annotated[int, Field(ge=0)] = 100
+    join: Literal["max", "mean"] = "mean"
     patience: PositiveInt | None = None
     keep: Literal["best", "last"] = "best"
 
@@ -132,7 +136,10 @@ def judge(
     predictions = []
     for block in blocks:
         predicted = predict_whole(model, block.image)
-        affinities = predicted if description.output == "affinities" else links_of(predicted[0])
+        affinities = predicted
+        if description.output == "boundaries":
+            box = Box.of_shape(block.ids.shape)
+            affinities = boundary_affinities(predicted[0], core=box, bounds=box, join=settings.join)
         truth = np.where(block.ids >= FIRST_OBJECT, block.ids, 0)
         found.append(
             {
@@ -174,15 +181,6 @@ def predict_whole(model: Model, image: npt.NDArray[np.generic]) -> npt.NDArray[n
         patch = np.ascontiguousarray(image[np.ix_(*places)])[None]
         blender.add(index, model.predict(patch, grey_range=(0.0, 255.0))[0])
     return to_uint8(blender.take(bounds.stop[2])[1])
-
-
-def links_of(boundary: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return nearest affinities ``(3, x, y, z)`` of a boundary ``(x, y, z)``: a link is as weak as its worse end."""
-    links = np.zeros((3, *boundary.shape), np.uint8)
-    for c, offset in enumerate(NEAREST):
-        here, there = shifted_pairs(offset)
-        links[c][here] = 255 - np.maximum(boundary[here], boundary[there])
-    return np.asfortranarray(links)
 
 
 def _segmentations(

@@ -13,8 +13,12 @@ import pytest
 import torch
 
 from cloudseg.errors import SpecError
+from cloudseg.models.registry import ARCHITECTURES
 from cloudseg.training.checkpoint import read_checkpoint
+from cloudseg.training.fit import make_sampler
+from cloudseg.training.loop import train
 from cloudseg.training.memory import is_out_of_memory, largest_patch, smaller_patches
+from cloudseg.training.sampling import LabelledBlock
 
 
 def floats(phantom):
@@ -108,6 +112,24 @@ def test_a_loss_that_is_no_number_names_its_patch_and_keeps_the_last_good_checkp
     assert state["step"] == int(re.search(r"at step (\d+)", message).group(1)) > 0
     assert all(torch.isfinite(t).all() for t in state["model"].values())
     assert not (runs.folder / "package").exists()
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(runs, phantom):
+    config = runs.config(schedule={"n_steps": 4, "precision": "float32"})
+    network = ARCHITECTURES["residual_unet_3d"](**config.network.arguments.model_dump())
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    sampler = make_sampler(config, [LabelledBlock.of(phantom.image, phantom.labels, name="a cube")])
+
+    def steep(logits, values, known):
+        # The root is 0 here, a good number; its slope is not.
+        return torch.sqrt((logits[0] * 0).sum())
+
+    with pytest.raises(
+        SpecError, match=r"the gradient became nan at step 0; .*a cube, patch .*no checkpoint had been"
+    ):
+        train(network, sampler, config.schedule, loss=steep, checkpoint=config.checkpoint, report=print)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0)
 
 
 def test_isotropy_is_not_claimed_of_thick_sections(runs):

@@ -10,11 +10,13 @@ import torch
 from skimage.metrics import adapted_rand_error
 
 from cloudseg.errors import SpecError
+from cloudseg.geometry import Box
 from cloudseg.models.package import load_spec, load_weights
 from cloudseg.models.predict import load_model
+from cloudseg.ops.boundaries import boundary_affinities
 from cloudseg.training.checkpoint import averaged_weights, read_checkpoint
 from cloudseg.training.history import read_lines
-from cloudseg.training.judge import SegmentationSettings, Verdict, _segmentations, judge, links_of
+from cloudseg.training.judge import SegmentationSettings, Verdict, _segmentations, judge
 from cloudseg.training.labels import renumber
 from cloudseg.training.loop import _State
 from cloudseg.training.sampling import LabelledBlock
@@ -133,23 +135,14 @@ def test_stopping_is_the_same_if_the_run_was_interrupted(runs):
     assert rest[0].step == 4
 
 
-def test_links_of_a_boundary_are_as_weak_as_the_worse_end():
-    boundary = np.zeros((4, 3, 3), np.uint8)
-    boundary[2] = 200
-    links = links_of(boundary)
-    assert links[0, 1:, 0, 0].tolist() == [255, 55, 55]
-    assert links[0, 0].max() == 0, "nothing lies below the first voxel"
-    assert links[1, 2, 1:].max() == 55
-    assert links[2, 0, :, 1:].min() == 255
-
-
 def test_a_boundary_of_two_cells_segments_them():
     labels = np.ones((12, 8, 8), np.uint8)
     labels[6:] = 2
     boundary = np.zeros(labels.shape, np.uint8)
     boundary[5:7] = 230
     settings = SegmentationSettings(thresholds=(0.5,), min_size_vx=1)
-    ((_, segments),) = _segmentations(links_of(boundary), settings)
+    box = Box.of_shape(boundary.shape)
+    ((_, segments),) = _segmentations(boundary_affinities(boundary, core=box, bounds=box), settings)
     assert segments[0, 0, 0] != segments[-1, 0, 0]
     assert len(np.unique(segments[:4])) == len(np.unique(segments[8:])) == 1
     assert renumber(labels, zero="unknown").min() == 2
