@@ -42,6 +42,7 @@ COMMANDS: dict[str, str] = {
     "worker": "cloudseg.cli.worker:worker",
     "doctor": "cloudseg.cli.doctor:doctor",
     "train": "cloudseg.cli.train:train",
+    "import-model": "cloudseg.cli.import_model:import_model",
     "evaluate": "cloudseg.cli.evaluate:evaluate",
     "compare": "cloudseg.cli.compare:compare",
     "link": "cloudseg.cli.link:link",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch.nn import functional
 
-from cloudseg.errors import ModelError, NotFoundError
-from cloudseg.models.predict import set_weights
+from cloudseg.cli.main import cli
+from cloudseg.errors import ConflictError, ModelError, NotFoundError
+from cloudseg.models.predict import load_model, set_weights
 from cloudseg.models.published import read_published
 from cloudseg.models.registry import ARCHITECTURES
 
@@ -117,6 +119,37 @@ def test_a_published_checkpoint_computes_the_same(tmp_path, residual, flat, para
             expected = by_definition(state, turned, residual=residual, flat=False)
     torch.testing.assert_close(got, expected.permute(0, 1, 4, 3, 2), rtol=1e-3, atol=1e-4)
     assert got.std() > 0.01
+
+
+def test_the_command_makes_a_package_that_predicts(tmp_path):
+    path = tmp_path / "best.pytorch"
+    torch.save({"model_state_dict": random_state(residual=False, flat=False)}, path)
+    line = [
+        *("import-model", str(path), f"{tmp_path}/model", "--name", "roots", "--voxel-size", "163,163,250"),
+        *("--mean", "100", "--deviation", "50", "--licence", "MIT", "--source", "this test"),
+        *("--groups", str(N_GROUPS), "--patch", "32,32,16", "--context", "4,4,2"),
+    ]
+    result = CliRunner().invoke(cli, line)
+    assert result.exit_code == 0, result.output
+    assert "plain 3D U-Net of 4, 8, 16 features" in result.output
+    model = load_model(f"{tmp_path}/model", offsets=(), device="cpu", precision="float32")
+    assert model.spec.output == "boundaries"
+    assert model.spec.training.data == ("this test",)
+    patch = np.random.default_rng(0).integers(0, 256, (1, 24, 24, 16)).astype(np.uint8)
+    x = (torch.from_numpy(patch.astype(np.float32)) - 100) / 50
+    expected = by_definition(
+        random_state(residual=False, flat=False),
+        x[:, None].permute(0, 1, 4, 3, 2),
+        residual=False,
+        flat=False,
+    )
+    got = model.predict(patch)
+    np.testing.assert_allclose(got, torch.sigmoid(expected).permute(0, 1, 4, 3, 2).numpy(), atol=1e-4)
+    again = CliRunner().invoke(cli, line)
+    assert isinstance(again.exception, ConflictError)
+    wrong = CliRunner().invoke(cli, [*line[:2], f"{tmp_path}/other", *line[3:], "--order", "cr"])
+    assert isinstance(wrong.exception, ModelError)
+    assert not (tmp_path / "other").exists()
 
 
 class Code:
