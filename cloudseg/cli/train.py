@@ -43,6 +43,7 @@ def train(config: Path, *, overrides: tuple[str, ...], threads: int | None) -> N
         from cloudseg.training.crew import Crew
         from cloudseg.training.fit import fit
         from cloudseg.training.history import REPORT_NAME
+        from cloudseg.training.judge import METRICS
     except ModuleNotFoundError as error:
         raise MissingExtraError.of(str(error.name), extra="train") from error
     settings = load_config(config, overrides=overrides)
@@ -57,9 +58,7 @@ def train(config: Path, *, overrides: tuple[str, ...], threads: int | None) -> N
     if display.validation is not None:
         click.echo(f"validation loss {display.validation:.4f}")
     for measured in spec.accuracy:
-        click.echo(
-            f"{measured.metric.replace('_', ' ')} {measured.value:.4f} of step {spec.training.n_steps:,}"
-        )
+        click.echo(f"{METRICS[measured.metric]} {measured.value:.4f} of step {spec.training.n_steps:,}")
     click.echo(f"report: {settings.log_folder / REPORT_NAME}")
     click.echo(f"use it with: model = {settings.output!r} in the {spec.output} stage")
 

@@ -36,6 +36,10 @@ from cloudseg.training.sampling import LabelledBlock
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
+METRICS = {"adapted_rand_error": "adapted Rand error", "voi_sum": "VOI", "cremi_score": "CREMI score"}
+"""What readers call each metric."""
+
+
 class SegmentationSettings(FrozenModel):
     """``[segmentation]``: measure on a segmentation of the validation boxes, and stop when it gets no better.
 

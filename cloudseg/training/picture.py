@@ -36,9 +36,10 @@ def id_picture(section: npt.NDArray[np.generic], *, over: Picture | None = None)
 
 
 def side_by_side(pictures: Sequence[Picture]) -> Picture:
-    """Return pictures of one height in a row, with a white gap between them."""
+    """Return pictures of one height in a row, with a blue gap between them."""
     rows = pictures[0].shape[0]
-    gap = np.full((rows, _GAP, 3), 255, np.uint8)
+    gap = np.empty((rows, _GAP, 3), np.uint8)
+    gap[:] = (140, 180, 220)
     parts = [part for picture in pictures for part in (gap, picture)]
     return np.concatenate(parts[1:], axis=1)
 

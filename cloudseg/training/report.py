@@ -13,6 +13,7 @@ import numpy as np
 from cloudseg.models.package import ModelSpec
 from cloudseg.training.config import TrainingConfig
 from cloudseg.training.history import PICTURES_NAME, REPORT_NAME, read_lines
+from cloudseg.training.judge import METRICS
 from cloudseg.training.picture import encode_png, grey_picture, side_by_side
 from cloudseg.training.plot import Curve, plot
 from cloudseg.training.sampling import Sampler
@@ -98,7 +99,7 @@ def _figures(judged: Sequence[dict[str, Any]], config: TrainingConfig) -> str:
         ]
         cells = "".join(f'<td class="n">{n}</td>' for n in [*numbers, f"{scores['n_segments']:,}"])
         rows.append(f"<tr><td>{html.escape(volume.labels)}, box {volume.box or 'all'}</td>{cells}</tr>")
-    metric = config.segmentation.metric.replace("_", " ")
+    metric = METRICS[config.segmentation.metric]
     found = best["segmentation"]
     return (
         f"<h2>Segmentation of the validation boxes</h2><p>Best {metric} <b>{found['score']:.4f}</b> at step "
@@ -121,7 +122,8 @@ def _plots(
     plots = [plot("Loss", curves)]
     if judged and config.segmentation is not None:
         points = [(line["step"] + 1, line["segmentation"]["score"]) for line in judged]
-        title = config.segmentation.metric.replace("_", " ").capitalize()
+        metric = METRICS[config.segmentation.metric]
+        title = metric[0].upper() + metric[1:]
         plots.append(plot(title, [Curve("validation", *_columns(points), "#2f855a", dots=True)]))
         best = min(judged, key=lambda line: line["segmentation"]["score"])
         points = [(t, s) for t, s in best["segmentation"]["curve"]]

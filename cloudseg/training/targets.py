@@ -57,18 +57,17 @@ class AffinityTarget(FrozenModel):
     def make(self, ids: Ids, *, voxel_size_nm: VoxelSize) -> tuple[Values, Known]:  # noqa: ARG002
         """Return ``(c, x, y, z)`` links and which of them are known."""
         membrane = ids == MEMBRANE
-        wide = boundary_of(ids, mode="thick", planar=False) if self.thick else membrane
-        near = [o for o in self.offsets if sum(map(abs, o)) == 1]
-        far = [o for o in self.offsets if sum(map(abs, o)) != 1]
         # Unknown is 0 there; a membrane is an object all of whose links are broken.
-        parts = {
-            offset: (links[c], known[c])
-            for some, broken in ((near, wide), (far, membrane))
-            for links, known in [labels_to_affinities(ids + 1, offsets=some, boundary=broken)]
-            for c, offset in enumerate(some)
-        }
-        chosen = [parts[offset] for offset in self.offsets]
-        return np.stack([links for links, _ in chosen]), np.stack([known for _, known in chosen])
+        links, known = labels_to_affinities(
+            ids + 1, offsets=self.offsets, boundary=membrane if membrane.any() else None
+        )
+        near = [c for c, offset in enumerate(self.offsets) if sum(map(abs, offset)) == 1]
+        if self.thick and near:
+            whole = ~boundary_of(ids, mode="thick", planar=False)
+            for c in near:
+                here, there = shifted_pairs(self.offsets[c])
+                links[c][here] &= whole[here] & whole[there]
+        return links, known
 
 
 class BoundaryTarget(FrozenModel):
@@ -235,4 +234,6 @@ def make_targets(targets: Sequence[Target], ids: Ids, *, voxel_size_nm: VoxelSiz
     The values are uint8 if all targets are binary, float32 otherwise.
     """
     made = [target.make(ids, voxel_size_nm=voxel_size_nm) for target in targets]
+    if len(made) == 1:
+        return made[0]
     return np.concatenate([values for values, _ in made]), np.concatenate([known for _, known in made])

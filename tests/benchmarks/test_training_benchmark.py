@@ -19,4 +19,4 @@ def test_training_beside_bare_steps():
     assert done.returncode == 0, done.stdout + done.stderr
     row = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
     assert all(float(cell) > 0 for cell in row)
-    assert len(row) == 4
+    assert len(row) == 5

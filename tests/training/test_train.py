@@ -231,6 +231,19 @@ def test_the_file_that_the_manual_shows_is_valid(repository, tmp_path):
     assert loaded.log_folder == Path("models/mine_log")
 
 
+@pytest.mark.parametrize(
+    ("name", "n_channels", "output"),
+    [("snemi3d_affinities", 9, "affinities"), ("snemi3d_deepem3d", 1, "boundaries")],
+)
+def test_examples_of_thick_sections_are_valid(repository, name, n_channels, output):
+    loaded = load_config(repository / "examples" / f"train_{name}.toml")
+    assert not loaded.isotropic
+    assert loaded.description().output == output
+    assert len(loaded.channels) == n_channels
+    learned, held_back = loaded.volume[0].box, loaded.validation[0].box
+    assert learned.intersect(held_back).is_empty
+
+
 def test_the_example_is_a_valid_training_file(repository, tmp_path):
     loaded = load_config(repository / "examples" / "train_fib25.toml", overrides=["schedule.n_steps=7"])
     assert loaded.schedule.n_steps == 7
