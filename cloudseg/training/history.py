@@ -84,7 +84,7 @@ class History:
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         part.replace(folder / LINES_NAME)
         for old in (folder / PICTURES_NAME).glob("*.png"):
-            if int(old.stem) > first_step:
+            if old.stem.isdigit() and int(old.stem) > first_step:
                 old.unlink()
         self._lines: TextIO = (folder / LINES_NAME).open("a", encoding="utf-8")
         self._events = EventFile(folder, first_step=first_step)
