@@ -45,9 +45,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--store", choices=["s3", "gcs"], default="s3", help="what the bucket is")
-    parser.add_argument(
-        "--short", action="store_true", help="a few faults of each kind, in less than a minute"
-    )
+    parser.add_argument("--short", action="store_true", help="a few faults of each kind, in a minute or two")
     parser.add_argument("--folder", type=Path, help="where to leave the logs; default: nowhere")
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
