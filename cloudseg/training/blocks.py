@@ -118,6 +118,23 @@ def check_apart(
             )
 
 
+def check_scorable(blocks: Sequence[LabelledBlock]) -> None:
+    """Refuse boxes with one object only: one large segment would be a perfect score there.
+
+    Raises
+    ------
+    SpecError
+        With the box.
+    """
+    for block in blocks:
+        n_objects = len(np.unique(block.ids[block.ids >= FIRST_OBJECT]))
+        if n_objects < 2:
+            raise SpecError(
+                f"{block.name} holds {n_objects} object: its segmentation cannot be scored: all merged into one "
+                "would be perfect; take a larger validation box"
+            )
+
+
 def _grey(image: npt.NDArray[np.generic], volume: LabelledVolume) -> npt.NDArray[np.uint8 | np.float32]:
     """Return grey levels on the scale of uint8."""
     low, high = volume.grey_range or _FULL_SCALE[image.dtype.name]

@@ -28,6 +28,7 @@ from cloudseg.training.blocks import (
     OpenVolume,
     check_apart,
     check_same_voxels,
+    check_scorable,
     corners_of,
     load_block,
     phantom_blocks,
@@ -90,6 +91,8 @@ def fit(
     check_apart(
         list(zip(config.volume, blocks, strict=True)), list(zip(config.validation, held_back, strict=True))
     )
+    if config.segmentation is not None:
+        check_scorable(held_back)
     for phantom in config.phantom:
         blocks.extend(phantom_blocks(phantom, make_phantom=make_phantom))
     if not config.mixed_voxel_sizes:

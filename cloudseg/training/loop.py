@@ -312,9 +312,10 @@ class _Work:
             if self.checkpoint.exists()
             else f"no checkpoint had been written yet (checkpoint_every is {self.options.checkpoint_every})"
         )
+        coarse = ", try schedule.precision = 'float32' (now bfloat16)" if self.half else ""
         return (
-            f"{what} became {value} at step {self.state.step}; lower learning_rate (now {self.options.learning_rate}), "
-            f"and look at what it was learning from: {'; '.join(shown) or 'unknown'}; {kept}"
+            f"{what} became {value} at step {self.state.step}; lower learning_rate (now {self.options.learning_rate})"
+            f"{coarse}, and look at what it was learning from: {'; '.join(shown) or 'unknown'}; {kept}"
         )
 
     def out_of_memory(self, shape: tuple[int, int, int], *, n_channels: int) -> str:

@@ -135,6 +135,17 @@ def test_stopping_is_the_same_if_the_run_was_interrupted(runs):
     assert rest[0].step == 4
 
 
+def test_a_validation_box_of_one_object_is_refused(runs, phantom):
+    uri = runs.volume(f"file://{runs.folder}/one", np.ones_like(phantom.labels), layer="segmentation")
+    validation = [runs.data | {"labels": uri, "box": "0,0,32:48,48,48"}]
+    with pytest.raises(
+        SpecError, match=r"one, box 0,0,32:48,48,48 holds 1 object: its segmentation cannot be scored"
+    ):
+        runs.run(runs.config(segmentation=SEGMENTATION, validation=validation))
+    _, lines = runs.run(runs.config(validation=validation))
+    assert lines[-1].validation is not None, "its loss can be measured all the same"
+
+
 def test_a_boundary_of_two_cells_segments_them():
     labels = np.ones((12, 8, 8), np.uint8)
     labels[6:] = 2
