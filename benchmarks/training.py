@@ -112,7 +112,10 @@ def measure(block: LabelledBlock, config: TrainingConfig, *, steps: int, rounds:
         # Nobody draws while the bare steps run: each turn has loaders of its own, filled before the clock starts.
         def with_loading(turn: int = turn) -> tuple[float, float]:
             with Batches(sampler, config.schedule, crew, first=1000 * (turn + 1)) as batches:
-                work.step(batches)  # waits for the first one
+                work.step(batches)
+                # Begin with as many batches ahead as there will be at the end: each step then pays for one.
+                for ahead in batches._ahead:
+                    ahead.result()
                 return timed(batches)
 
         order = [lambda: bare.append(timed(Again(first))), lambda: whole.append(with_loading())]
