@@ -16,6 +16,7 @@ from cloudseg.tasking.blocks import LabelsStage
 from cloudseg.tasking.memory import base_bytes
 from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
+from cloudseg.volumes.protocol import Positive3
 
 # Distances in double precision, nearest places, smoothed, heights, seeds, labels, and the queue of the flood.
 _BYTES_PER_VOXEL = 130
@@ -105,6 +106,7 @@ class DistanceWatershedStage(LabelsStage, DistanceOptions):
     kind: Literal["distance_watershed"] = "distance_watershed"
     layer: str = "boundaries"
     output: Literal["supervoxels", "segmentation"] = "supervoxels"
+    block_shape: Positive3 = (192, 192, 192)  # of 130 bytes a voxel, halo included
 
     def expand(self, site: Site) -> StagePlan:
         """Plan one task per block."""

@@ -21,6 +21,8 @@ from cloudseg.tasking.options import WorkerOptions
 from cloudseg.tasking.queue import open_queue
 from cloudseg.tasking.sqs_client import SqsAddress
 from cloudseg.tasking.steps import Layer, Site
+from cloudseg.testing.tiny_model import tiny_package
+from cloudseg.volumes import open_objects
 from cloudseg.volumes.protocol import VolumeInfo
 from cloudseg_tasks.stages import STAGES, stage_class
 
@@ -146,6 +148,7 @@ def largest_task(kind):
     layers = [
         layer("image", "uint8", "image"),
         layer("affinities", "uint8", "image", 3),
+        layer("boundaries", "uint8", "image"),
         layer("supervoxels", "uint64", "segmentation"),
         layer("segmentation", "uint64", "segmentation"),
     ]
@@ -153,14 +156,24 @@ def largest_task(kind):
         root="gs://bucket/run",
         layers={found.name: found for found in layers},
         open_volume=refuse,
-        open_objects=refuse,
+        open_objects=open_objects,  # of a model that does not come with cloudseg
     )
-    options = {"affinities": {"model": "fib25"}, "downsample": {"layers": ["segmentation"]}}
+    membranes = tiny_package(
+        "memory://tests/chart/membranes",
+        output="boundaries",
+        offsets=(),
+        arguments={"n_out": 1, "widths": (4, 6), "pools": ((2, 2, 2),)},
+    )
+    options = {
+        "affinities": {"model": "fib25"},
+        "boundaries": {"models": [membranes]},
+        "downsample": {"layers": ["segmentation"]},
+    }
     stage = stage_class(kind).load({"kind": kind, **options.get(kind, {})}, where=kind)
     steps = stage.expand(site).steps
     # What few tasks do for much of the volume grows with it, and needs a pool of its own size: names of supervoxels,
-    # upper nodes of the octree.
-    few = re.compile(r"supervoxels\.names|agglomerate\.(level|resolve)([2-9]|\d\d)")
+    # upper nodes of the octree, all passes between basins.
+    few = re.compile(r"supervoxels\.names|agglomerate\.(level|resolve)([2-9]|\d\d)|hmin_watershed\.merge")
     return max(step.task_memory_bytes for step in steps if not few.fullmatch(step.name))
 
 
