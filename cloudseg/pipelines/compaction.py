@@ -1,4 +1,4 @@
-"""Fold the receipts of a finished step into few objects; :mod:`cloudseg.tasking.segments` says where they lie."""
+"""Fold receipts of a finished step into few objects; :mod:`cloudseg.tasking.folded_receipts` says where they lie."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from cloudseg.tasking.folded_receipts import id_of
 from cloudseg.tasking.receipts import Receipts
-from cloudseg.tasking.segments import id_of
 from cloudseg.volumes.objects import Objects
 
 # About 5 MB of JSON: a million receipts are two hundred objects, and a late duplicate of one task reads one of them.
@@ -40,19 +40,19 @@ def fold(
     """
     books = Receipts(objects, step)
     singles = books.single_ids()
-    if not singles or (len(singles) < fold_from and not books.segments.list()):
+    if not singles or (len(singles) < fold_from and not books.folded.list()):
         return 0
-    folded = set(books.segments.ids())
+    folded = set(books.folded.ids())
     fresh = _lines(books, (task_id for task_id in singles if task_id not in folded))
     n_folded = 0
     while part := list(islice(fresh, segment_receipts)):
-        books.segments.write(part)
+        books.folded.write(part)
         n_folded += len(part)
-    books.segments.mark()
+    books.folded.mark()
     del folded
     # Read once more, from the bucket: only what is surely there allows its single receipt to go.
-    for segment in books.segments.list():
-        ids = map(id_of, books.segments.lines(segment))
+    for segment in books.folded.list():
+        ids = map(id_of, books.folded.lines(segment))
         books.remove_singles([task_id for task_id in ids if _holds(singles, task_id)])
     return n_folded
 

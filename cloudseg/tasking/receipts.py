@@ -20,7 +20,7 @@ from pydantic import AwareDatetime, Field, NonNegativeInt, PositiveInt
 from cloudseg.errors import CorruptDataError, NotFoundError, SpecError
 from cloudseg.specs import FrozenModel
 from cloudseg.tasking.envelope import Envelope
-from cloudseg.tasking.segments import Segments, id_of
+from cloudseg.tasking.folded_receipts import FoldedReceipts, id_of
 from cloudseg.volumes.claims import claim, new_owner
 from cloudseg.volumes.objects import Objects
 
@@ -118,7 +118,7 @@ class Receipts:
         self._receipts = f"pipeline/receipts/{step}/"
         self._errors = f"pipeline/errors/{step}/"
         self._dead = f"pipeline/dead/{step}/"
-        self.segments = Segments(objects, self._receipts)
+        self.folded = FoldedReceipts(objects, self._receipts)
 
     def write(self, receipt: Receipt) -> bool:
         """Store ``receipt`` unless the task has one; True for the one finisher who stored it.
@@ -152,32 +152,32 @@ class Receipts:
         receipt = self.single(task_id)
         if receipt is not None:
             return receipt
-        folded = self.segments.find(task_id)
+        folded = self.folded.find(task_id)
         return _parse(folded[0], where=folded[1]) if folded else None
 
     def done(self) -> set[str]:
         """Return the ids of all finished tasks; single receipts are only listed."""
         # The singles first, for the same reason: one is then seen twice, rather than never.
         found = set(self._ids(self._receipts))
-        found.update(self.segments.ids())
+        found.update(self.folded.ids())
         return found
 
     def n_done(self) -> int:
         """Return how many tasks have finished; while nothing is folded, by listing alone."""
-        if not self.segments.list():
+        if not self.folded.list():
             return sum(1 for _ in self._ids(self._receipts))
         return len(self.done())
 
     def all(self) -> Iterator[Receipt]:
         """Yield every receipt once: those in segments, then the single ones, each sorted by task id."""
         singles = self.single_ids()
-        segments = self.segments.list()
+        segments = self.folded.list()
         if not segments:
             yield from self.singles(singles)
             return
         seen: set[str] = set()
         for segment in segments:
-            for line in self.segments.lines(segment):
+            for line in self.folded.lines(segment):
                 task_id = id_of(line)
                 if task_id not in seen:
                     seen.add(task_id)

@@ -216,7 +216,7 @@ def test_folded_receipts_are_read_in_a_few_requests_and_a_damaged_segment_is_no_
     for number in range(600, 620):
         books.write(receipt(number))
     objects = MemoryObjects(uri)
-    key = books.segments.list()[1].key
+    key = books.folded.list()[1].key
     objects.put(key, objects.get(key).replace(b'"voxels":1', b'"voxels":2', 1))
     with pytest.raises(CorruptDataError, match=r"000002-\w+-\w+.jsonl .* is damaged"):
         fold("s", objects, fold_from=10)
@@ -231,7 +231,7 @@ def test_one_folded_receipt_is_found_by_reading_one_segment_and_one_that_is_not_
     assert counting.get("0" * 31 + "f") is None
     assert counting._objects.n_requests() == {"get": 1, "exists": 1}  # no listing while nothing is folded
     fold("s", MemoryObjects(uri), fold_from=10, segment_receipts=50)
-    assert len(books.segments.list()) == 12
+    assert len(books.folded.list()) == 12
     assert counting.get(quiet[333].task_id) == quiet[333]
     assert counting._objects.n_requests() == {"get": 2, "exists": 1, "list": 1}
     assert counting.get("f" * 32) is None

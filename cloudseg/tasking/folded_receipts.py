@@ -42,7 +42,7 @@ class Segment:
         return not self.first or self.first <= task_id <= self.last
 
 
-class Segments:
+class FoldedReceipts:
     """The segments of one step.
 
     Parameters
