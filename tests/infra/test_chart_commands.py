@@ -191,6 +191,16 @@ def test_the_cpu_pool_asks_for_no_more_than_twice_what_its_largest_task_needs(de
     assert pool["memoryMiPerProcess"] * 2**20 <= 2 * max(largest_task(kind) for kind in pool["stages"])
 
 
+def test_receipts_and_provenance_learn_the_image(rendered, pod_specs):
+    n_told = 0
+    for _, container, command, _ in commands(rendered("aws"), pod_specs):
+        if command.name in ("worker", "run"):
+            environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+            assert environment["CLOUDSEG_IMAGE"] == container["image"]
+            n_told += 1
+    assert n_told >= 3
+
+
 def test_requests_are_the_sum_of_the_processes_and_their_supervisor(rendered, pod_specs, default_values):
     for manifest, container, command, _ in commands(rendered("aws"), pod_specs):
         if command.name == "worker":
