@@ -6,7 +6,10 @@ prints what a plan says beside what a run measures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ctypes
+import functools
+import sys
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 Library = Literal["torch", "numba", "igneous"]
@@ -60,3 +63,20 @@ def base_bytes(libraries: Iterable[Library]) -> int:
     490000000
     """
     return WORKER_BYTES + sum(LIBRARY_BYTES[name] for name in set(libraries))
+
+
+def give_back() -> None:
+    """Return to the system what this process has freed (Linux, glibc); it would keep up to hundreds of megabytes."""
+    if "pyarrow" in sys.modules:
+        sys.modules["pyarrow"].default_memory_pool().release_unused()
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim  # glibc's; other C libraries have none
+    except (AttributeError, OSError, TypeError):
+        return None

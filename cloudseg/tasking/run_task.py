@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudseg.tasking.envelope import Envelope
+from cloudseg.tasking.memory import give_back
 from cloudseg.tasking.receipts import Receipt, Receipts
 from cloudseg.tasking.task import Context, Task
 from cloudseg.volumes.claims import new_owner
@@ -126,21 +126,11 @@ def reset_peak_memory() -> None:
     A warm process keeps what earlier tasks freed, up to hundreds of megabytes: it would count for the next task, and
     be missing to other processes.
     """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
+    give_back()
     try:
         _CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident set size
     except OSError:
         return
-
-
-@functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    try:
-        return ctypes.CDLL(None).malloc_trim  # glibc's; other C libraries have none
-    except (AttributeError, OSError, TypeError):
-        return None
 
 
 def peak_memory_bytes() -> int:

@@ -49,8 +49,3 @@ def get_table(objects: Objects, key: str, *, columns: Iterable[str] | None = Non
             "delete it with the receipts of its stage and run the stage again"
         ) from error
     return {name: table[name].to_numpy() for name in table.column_names}
-
-
-def give_back() -> None:
-    """Return to the system what tables that nobody holds any more took; Arrow keeps it for the next ones otherwise."""
-    pa.default_memory_pool().release_unused()

@@ -31,7 +31,7 @@ from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.objects import Objects
 from cloudseg.volumes.protocol import Positive3
-from cloudseg.volumes.tables import get_table, give_back, put_table
+from cloudseg.volumes.tables import get_table, put_table
 
 if TYPE_CHECKING:
     from cloudseg.ops.region_graph import RegionGraph
@@ -490,7 +490,7 @@ class StoredGraphs(Collection["RegionGraph"]):
             table = get_table(self._objects, key)
             self.n_edges += len(table["u"])
             yield RegionGraph(*(table.pop(name) for name in _GRAPH_COLUMNS))
-            give_back()
+            memory.give_back()
 
 
 def _face_columns(faces: dict[str, npt.NDArray[np.uint64]]) -> dict[str, npt.NDArray[Any]]:
