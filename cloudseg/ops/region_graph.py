@@ -56,12 +56,6 @@ class RegionGraph:
         ids, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
         return cls(ids, ids, counts, counts, ids, ids)
 
-    @classmethod
-    def pooled(cls, parts: Collection[RegionGraph]) -> RegionGraph:
-        """Return the union of ``parts``: totals and weights of the same pair add, keys take the larger."""
-        numbering, (edges,) = Numbering.of(parts)
-        return numbering.named(edges.pooled())
-
 
 @dataclass(frozen=True, slots=True)
 class Numbering:

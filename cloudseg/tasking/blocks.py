@@ -1,4 +1,4 @@
-"""What the stages have in common that write labels block by block."""
+"""What the stages have in common that work block by block."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import model_validator
 
+from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box
 from cloudseg.tasking.steps import Stage
 from cloudseg.tasking.task import Context
@@ -50,6 +51,42 @@ class LabelsStage(Stage):
             layer="segmentation",
             encoding="compressed_segmentation",
         )
+
+
+class LatticeStage(Stage):
+    """A stage whose tasks compute the patches of a lattice that touch their block.
+
+    Attributes
+    ----------
+    block_shape
+        Voxels per task, whole chunks; None: see :meth:`blocks_over`.
+    chunk_shape
+        Chunks of the output.
+    """
+
+    block_shape: Positive3 | None = None
+    chunk_shape: Positive3 = (64, 64, 64)
+
+    def blocks_over(self, stride: XYZ) -> XYZ:
+        """Return the shape of blocks: by default two strides along x and y and four along z, rounded up to chunks.
+
+        Raises
+        ------
+        SpecError
+            If ``block_shape`` is not made of whole chunks.
+        """
+        if self.block_shape is None:
+            x, y, z = (
+                -(-n * s // c) * c for n, s, c in zip((2, 2, 4), stride, self.chunk_shape, strict=True)
+            )
+            return (x, y, z)
+        for axis, block, chunk in zip("xyz", self.block_shape, self.chunk_shape, strict=True):
+            if block % chunk:
+                raise SpecError(
+                    f"stage {self.label!r}: block_shape on {axis} is {block}, which is no multiple of the output's "
+                    f"chunk of {chunk}: two tasks would write the same chunk; take {-(-block // chunk) * chunk}"
+                )
+        return self.block_shape
 
 
 def block_name(at: XYZ) -> str:

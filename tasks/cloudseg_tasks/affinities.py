@@ -21,11 +21,12 @@ from cloudseg.models.stream import predict_block
 from cloudseg.ops.affinities import NEAREST
 from cloudseg.ops.lattice import PatchLattice
 from cloudseg.specs import FrozenModel
+from cloudseg.tasking.blocks import LatticeStage
 from cloudseg.tasking.memory import base_bytes
-from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
+from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.mask import TissueMask
-from cloudseg.volumes.protocol import Positive3, Volume, VolumeInfo
+from cloudseg.volumes.protocol import Volume, VolumeInfo
 
 _IMAGE_TYPES = ("uint8", "uint16", "float32")
 
@@ -152,7 +153,7 @@ class AffinitiesTask(BlockTask):
         )
 
 
-class AffinitiesStage(Stage, AffinitiesOptions):
+class AffinitiesStage(LatticeStage, AffinitiesOptions):
     """Predict affinities over the whole image into the layer ``affinities``.
 
     Attributes
@@ -167,8 +168,6 @@ class AffinitiesStage(Stage, AffinitiesOptions):
     """
 
     kind: Literal["affinities"] = "affinities"
-    block_shape: Positive3 | None = None
-    chunk_shape: Positive3 = (64, 64, 64)
 
     def expand(self, site: Site) -> StagePlan:
         """Return one task per block that holds tissue."""
@@ -179,8 +178,7 @@ class AffinitiesStage(Stage, AffinitiesOptions):
         spec.check_voxel_size(info.voxel_size_nm, uri=image.uri)
         spec.select(self.offsets)
         lattice = lattice_of(spec, info.bounds)
-        block_shape = self.block_shape or default_block_shape(lattice, chunk_shape=self.chunk_shape)
-        self._check_blocks(block_shape)
+        block_shape = self.blocks_over(lattice.stride)
         mask = _open_mask(self, info, site.open_volume)
 
         options = AffinitiesOptions(**{name: getattr(self, name) for name in AffinitiesOptions.model_fields})
@@ -247,14 +245,6 @@ class AffinitiesStage(Stage, AffinitiesOptions):
                 f"stage {self.label!r}: grey_range must rise from black to white, got {self.grey_range}"
             )
 
-    def _check_blocks(self, block_shape: XYZ) -> None:
-        for axis, block, chunk in zip("xyz", block_shape, self.chunk_shape, strict=True):
-            if block % chunk:
-                raise SpecError(
-                    f"stage {self.label!r}: block_shape on {axis} is {block}, which is no multiple of the output's "
-                    f"chunk of {chunk}: two tasks would write the same chunk; take {-(-block // chunk) * chunk}"
-                )
-
 
 def lattice_of(model: ModelDescription, bounds: Box) -> PatchLattice:
     """Return the patches by which ``model`` covers ``bounds``."""
@@ -265,12 +255,6 @@ def lattice_of(model: ModelDescription, bounds: Box) -> PatchLattice:
         blend=model.blend,
         multiple=model.arguments.multiple,
     )
-
-
-def default_block_shape(lattice: PatchLattice, *, chunk_shape: XYZ) -> XYZ:
-    """Return two strides along x and y and four along z, rounded up to whole chunks."""
-    x, y, z = (-(-n * s // c) * c for n, s, c in zip((2, 2, 4), lattice.stride, chunk_shape, strict=True))
-    return (x, y, z)
 
 
 def task_memory_bytes(

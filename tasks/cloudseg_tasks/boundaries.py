@@ -16,10 +16,11 @@ from cloudseg.models.package import ModelDescription, ModelSpec, load_spec
 from cloudseg.models.stream import predict_block
 from cloudseg.ops.lattice import PatchLattice
 from cloudseg.specs import FrozenModel
+from cloudseg.tasking.blocks import LatticeStage
 from cloudseg.tasking.memory import base_bytes
-from cloudseg.tasking.steps import Layer, Site, Stage, StagePlan, Step
+from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
-from cloudseg.volumes.protocol import Positive3, VolumeInfo
+from cloudseg.volumes.protocol import VolumeInfo
 
 _IMAGE_TYPES = ("uint8", "uint16", "float32")
 
@@ -123,7 +124,7 @@ class BoundariesTask(BlockTask):
         return Maximum(networks)
 
 
-class BoundariesStage(Stage, BoundariesOptions):
+class BoundariesStage(LatticeStage, BoundariesOptions):
     """Predict boundaries over the whole image into the layer ``boundaries``: uint8, 255 is a sure boundary.
 
     Exact for any tiling: patches lie on a lattice of the volume, and a block computes every patch that touches it.
@@ -138,8 +139,6 @@ class BoundariesStage(Stage, BoundariesOptions):
     """
 
     kind: Literal["boundaries"] = "boundaries"
-    block_shape: Positive3 | None = None
-    chunk_shape: Positive3 = (64, 64, 64)
 
     def expand(self, site: Site) -> StagePlan:
         """Return one task per block."""
@@ -148,16 +147,7 @@ class BoundariesStage(Stage, BoundariesOptions):
         specs = [load_spec(uri, objects=site.open_objects) for uri in self.models]
         self._check(info, specs, uri=image.uri)
         lattice = lattice_of(specs[0], info)
-        x, y, z = (
-            -(-n * s // c) * c for n, s, c in zip((2, 2, 4), lattice.stride, self.chunk_shape, strict=True)
-        )
-        block_shape = self.block_shape or (x, y, z)
-        for axis, block, chunk in zip("xyz", block_shape, self.chunk_shape, strict=True):
-            if block % chunk:
-                raise SpecError(
-                    f"stage {self.label!r}: block_shape on {axis} is {block}, which is no multiple of the output's "
-                    f"chunk of {chunk}: two tasks would write the same chunk; take {-(-block // chunk) * chunk}"
-                )
+        block_shape = self.blocks_over(lattice.stride)
         output = VolumeInfo(
             bounds=info.bounds,
             voxel_size_nm=info.voxel_size_nm,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cloudseg.geometry import Box
 from cloudseg.ops.agglomerate import Merged, Rule, agglomerate
-from cloudseg.ops.region_graph import RegionGraph, Sizes, face_ids, region_graph
+from cloudseg.ops.region_graph import Numbering, Sizes, face_ids, region_graph
 from cloudseg.ops.remap import lookup, remap
 from cloudseg.ops.union_find import components
 from cloudseg.ops.watershed import halo_of, mask_halo_of, supervoxels
@@ -93,7 +93,8 @@ def blockwise(
             emphasis=emphasis,
         )
         faces[key] = face_ids(labels, core=core, bounds=bounds)
-    pooled = RegionGraph.pooled(list(graphs.values()))
+    numbering, (edges,) = Numbering.of(list(graphs.values()))
+    pooled = numbering.named(edges.pooled())
 
     level = {key: ([graphs[key]], [], voxels[key], [key]) for key in blocks}
     remaps = []
