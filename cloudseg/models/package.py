@@ -31,6 +31,8 @@ Natural3 = tuple[
     Annotated[int, Field(ge=0)],
 ]
 OpenObjects = Callable[[str], Objects]
+Head = Literal["interior", "boundary", "distance", "seed"]
+"""What a channel of a network of several heads means; see :mod:`cloudseg.training.targets`."""
 
 
 class Normalisation(FrozenModel):
@@ -82,6 +84,7 @@ class ModelDescription(NetworkChoice):
         Which network, built how; see :mod:`cloudseg.models.arguments`.
     output
         ``affinities``: one channel per offset. ``boundaries``: one channel, the probability of a boundary.
+        ``heads``: one channel per head.
     voxel_size_nm, voxel_size_tolerance
         Voxels it was trained on, and the greatest relative difference it may be used with (0.25: 6 to 10 nm for 8).
     normalisation
@@ -91,13 +94,15 @@ class ModelDescription(NetworkChoice):
         :mod:`cloudseg.ops.lattice`.
     offsets
         Meaning of each affinity: the probability that voxel v and voxel v + offset belong to the same cell.
+    heads
+        Meaning of each channel of a network of cell bodies or nuclei.
     training, accuracy, licence
         Where the weights come from, how good they are, on what terms.
     """
 
     format: Literal["cloudseg-model/1"] = "cloudseg-model/1"
     name: Annotated[str, Field(min_length=1)]
-    output: Literal["affinities", "boundaries"] = "affinities"
+    output: Literal["affinities", "boundaries", "heads"] = "affinities"
     voxel_size_nm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     voxel_size_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.25
     normalisation: Normalisation
@@ -105,12 +110,28 @@ class ModelDescription(NetworkChoice):
     context: Natural3
     blend: Natural3
     offsets: tuple[XYZ, ...] = ()
+    heads: tuple[Head, ...] = ()
     training: Provenance
     accuracy: tuple[Accuracy, ...] = ()
     licence: str
 
     @model_validator(mode="after")
-    def _one_offset_per_output(self) -> Self:
+    def _one_meaning_per_output(self) -> Self:
+        if bool(self.heads) != (self.output == "heads"):
+            raise ValueError(
+                f"a model of {self.output} has heads {list(self.heads)}: heads go with output 'heads'"
+            )
+        if self.output == "heads":
+            if (
+                self.offsets
+                or self.arguments.n_out != len(self.heads)
+                or len(set(self.heads)) != len(self.heads)
+            ):
+                raise ValueError(
+                    f"a model of heads {list(self.heads)} needs as many outputs, each head once, and no offsets; got "
+                    f"{self.arguments.n_out} outputs and {len(self.offsets)} offsets"
+                )
+            return self
         if self.output == "boundaries":
             if self.offsets or self.arguments.n_out != 1:
                 raise ValueError(
@@ -159,19 +180,20 @@ class ModelDescription(NetworkChoice):
                 )
 
     def select(self, offsets: tuple[XYZ, ...]) -> tuple[int, ...]:
-        """Return the output channels of ``offsets``; of boundaries, which have none, the one channel.
+        """Return the output channels of ``offsets``; of boundaries and heads, which have none, all channels.
 
         Raises
         ------
         ModelError
             If the model does not predict one of them.
         """
-        if self.output == "boundaries":
+        if self.output != "affinities":
             if offsets:
                 raise ModelError(
-                    f"model {self.name!r} predicts boundaries, not affinities: run it in a stage of kind 'boundaries'"
+                    f"model {self.name!r} predicts {self.output}, not affinities: run it in a stage of kind "
+                    f"{'boundaries' if self.output == 'boundaries' else 'soma_segment'!r}"
                 )
-            return (0,)
+            return tuple(range(self.arguments.n_out))
         if not offsets:
             raise ModelError(
                 f"model {self.name!r} predicts affinities, not boundaries: run it in a stage of kind 'affinities'"

@@ -50,7 +50,7 @@ class Model:
     network
         Built, with weights; it is changed (batch normalisation is folded into the convolutions).
     offsets
-        Which affinities to keep; none for a model of boundaries.
+        Which affinities to keep; none for a model of boundaries or heads.
     device
         ``cpu`` or ``cuda``.
     precision
@@ -81,6 +81,8 @@ class Model:
     @property
     def n_channels(self) -> int:
         """Channels of a prediction."""
+        if self.spec.output == "heads":
+            return len(self.spec.heads)
         return max(1, len(self.offsets))  # boundaries are one channel without an offset
 
     @property

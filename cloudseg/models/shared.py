@@ -83,7 +83,7 @@ class SharedNetwork:
             "precision": precision,
             "sha256": sha256,
         }
-        self._n_channels = len(offsets)
+        self._n_channels = len(self._spec.select(tuple(offsets)))
         self._owner = str(uuid.uuid4())
         self._batch_size = 1
         self._idle: list[_Lane] = []

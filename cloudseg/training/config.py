@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from cloudseg.errors import NotFoundError, SpecError
 from cloudseg.geometry import XYZ
 from cloudseg.models.arguments import NetworkChoice
-from cloudseg.models.package import Accuracy, ModelDescription, Natural3, Normalisation, Provenance
+from cloudseg.models.package import Accuracy, Head, ModelDescription, Natural3, Normalisation, Provenance
 from cloudseg.ops.affinities import NEAREST
 from cloudseg.specs import BoxField, FrozenModel, canonical_json
 from cloudseg.training.augmentation import Augmentation, ElectronAugmentation
@@ -88,13 +88,15 @@ class PhantomVolumes(FrozenModel):
 class NetworkSettings(NetworkChoice):
     """What is trained, and how it will be used; see :class:`cloudseg.models.package.ModelDescription`.
 
-    ``offsets`` are those of the affinities, the nearest neighbours first; a network of boundaries has none.
+    ``offsets`` are those of the affinities, the nearest neighbours first; a network of boundaries has none. ``heads``
+    makes a package of all targets, which are then the heads' kinds in this order.
     """
 
     voxel_size_nm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     voxel_size_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.25
     normalisation: Normalisation = Normalisation(mean=128.0, deviation=33.0)
     offsets: tuple[XYZ, ...] = NEAREST
+    heads: tuple[Head, ...] = ()
     patch_shape: Positive3 = (160, 160, 160)
     context: Natural3 = (12, 12, 12)
     blend: Natural3 = (8, 8, 8)
@@ -197,6 +199,15 @@ class TrainingConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _targets_match_the_network(self) -> Self:
+        kinds = tuple(t.kind for t in self.targets)
+        if self.network.heads and kinds != self.network.heads:
+            raise ValueError(
+                f"network.heads {list(self.network.heads)} must be the kinds of the targets, {list(kinds)}"
+            )
+        if self.network.heads and self.segmentation is not None:
+            raise ValueError(
+                "[segmentation] judges affinities and boundaries; a network of heads is judged by its loss"
+            )
         main = self.main_target  # refuses targets without one
         if isinstance(main, AffinityTarget) and main.offsets[:3] != NEAREST:
             raise ValueError(
@@ -235,19 +246,24 @@ class TrainingConfig(FrozenModel):
         )
 
     @property
-    def main_target(self) -> AffinityTarget | BoundaryTarget | ClosedBoundaryTarget:
-        """What the model package predicts."""
+    def main_target(self) -> AffinityTarget | BoundaryTarget | ClosedBoundaryTarget | None:
+        """What the model package predicts; None: all targets, as heads."""
+        if self.network.heads:
+            return None
         for target in self.targets:
             if isinstance(target, _MAIN):
                 return target
         kinds = ", ".join(t.kind for t in self.targets)
         raise ValueError(
-            f"targets of kind {kinds} only help others: add one of kind affinities, boundary or closed_boundary"
+            f"targets of kind {kinds} only help others: add one of kind affinities, boundary or closed_boundary, "
+            "or keep them all with network.heads"
         )
 
     @property
     def channels(self) -> tuple[int, ...]:
         """Which outputs of the network the model package keeps."""
+        if self.network.heads:
+            return tuple(range(len(self.targets)))
         first = 0
         for target in self.targets:
             if isinstance(target, _MAIN):
@@ -266,11 +282,15 @@ class TrainingConfig(FrozenModel):
         """Return what the model package will say."""
         main = self.main_target
         network = {name: getattr(self.network, name) for name in NetworkSettings.model_fields}
-        network["arguments"] = self.network.arguments.model_copy(update={"n_out": main.n_channels})
+        network["arguments"] = self.network.arguments.model_copy(update={"n_out": len(self.channels)})
         network["offsets"] = main.offsets if isinstance(main, AffinityTarget) else ()
         return ModelDescription(
             name=self.name,
-            output="affinities" if isinstance(main, AffinityTarget) else "boundaries",
+            output="heads"
+            if main is None
+            else "affinities"
+            if isinstance(main, AffinityTarget)
+            else "boundaries",
             **network,
             training=Provenance(
                 data=tuple(_tell(v) for v in self.volume) + tuple(_tell_phantom(p) for p in self.phantom),
@@ -294,6 +314,12 @@ class TrainingConfig(FrozenModel):
             settings["schedule"].pop(key)
         for key in ("voxel_size_tolerance", "patch_shape", "context", "blend"):
             settings["network"].pop(key)
+        # Later additions, left out where they say nothing: checkpoints from before them go on.
+        if not settings["network"]["heads"]:
+            settings["network"].pop("heads")
+        for target in settings["target"]:
+            if not target.get("inside", True):
+                target.pop("inside")
         return canonical_json(settings)
 
 

@@ -20,7 +20,7 @@ from scipy import ndimage
 from cloudseg.geometry import XYZ
 from cloudseg.ops.affinities import NEAREST, labels_to_affinities, shifted_pairs, thick_boundary
 from cloudseg.specs import FrozenModel
-from cloudseg.training.labels import MEMBRANE, Ids
+from cloudseg.training.labels import FIRST_OBJECT, MEMBRANE, Ids
 from cloudseg.training.shape import local_shape
 
 Values = npt.NDArray[Any]
@@ -171,12 +171,15 @@ class DistanceTarget(FrozenModel):
     ----------
     scale_nm
         Distance at which the target is 0.76; far inside large objects it hardly changes any more.
+    inside
+        Whether the target is 0 outside of objects, as for cell bodies and nuclei.
     weight
         Share in the loss, relative to the other targets.
     """
 
     kind: Literal["distance"] = "distance"
     scale_nm: PositiveFloat = 100.0
+    inside: bool = False
     weight: PositiveFloat = 1.0
 
     binary: ClassVar[bool] = False
@@ -188,16 +191,64 @@ class DistanceTarget(FrozenModel):
         A voxel at the patch's border may be near a surface outside of it. That is left as it is: the error is
         largest where the network sees least, too.
         """
-        surface = boundary_of(ids, mode="thick", planar=False)
-        distance = (
-            ndimage.distance_transform_edt(~surface, sampling=voxel_size_nm) if surface.any() else np.inf
-        )
-        value = np.tanh(np.broadcast_to(distance, ids.shape) / self.scale_nm)
+        value = np.tanh(surface_distance(ids, voxel_size_nm=voxel_size_nm) / self.scale_nm)
+        if self.inside:
+            value = np.where(ids >= FIRST_OBJECT, value, 0.0)
         return value[None].astype(np.float32), (ids >= 0)[None]
 
 
+class InteriorTarget(FrozenModel):
+    """``kind = "interior"``: whether a voxel belongs to an object, for cell bodies and nuclei with tissue between them.
+
+    Attributes
+    ----------
+    weight
+        Share in the loss, relative to the other targets.
+    """
+
+    kind: Literal["interior"] = "interior"
+    weight: PositiveFloat = 1.0
+
+    binary: ClassVar[bool] = True
+    n_channels: ClassVar[int] = 1
+
+    def make(self, ids: Ids, *, voxel_size_nm: VoxelSize) -> tuple[Values, Known]:  # noqa: ARG002
+        """Return the ``(1, x, y, z)`` interior and where it is known."""
+        return (ids >= FIRST_OBJECT)[None].astype(np.uint8), (ids >= 0)[None]
+
+
+class SeedTarget(FrozenModel):
+    """``kind = "seed"``: whether a voxel lies deep inside an object, so that even touching objects have seeds apart.
+
+    Attributes
+    ----------
+    depth_nm
+        Least distance to the surface; objects that are nowhere so deep have no seed.
+    weight
+        Share in the loss, relative to the other targets.
+    """
+
+    kind: Literal["seed"] = "seed"
+    depth_nm: PositiveFloat = 800.0
+    weight: PositiveFloat = 1.0
+
+    binary: ClassVar[bool] = True
+    n_channels: ClassVar[int] = 1
+
+    def make(self, ids: Ids, *, voxel_size_nm: VoxelSize) -> tuple[Values, Known]:
+        """Return the ``(1, x, y, z)`` seeds and where they are known."""
+        deep = surface_distance(ids, voxel_size_nm=voxel_size_nm) >= self.depth_nm
+        return (deep & (ids >= FIRST_OBJECT))[None].astype(np.uint8), (ids >= 0)[None]
+
+
 Target = Annotated[
-    AffinityTarget | BoundaryTarget | ClosedBoundaryTarget | ShapeTarget | DistanceTarget,
+    AffinityTarget
+    | BoundaryTarget
+    | ClosedBoundaryTarget
+    | ShapeTarget
+    | DistanceTarget
+    | InteriorTarget
+    | SeedTarget,
     Field(discriminator="kind"),
 ]
 
@@ -226,6 +277,15 @@ def boundary_of(ids: Ids, *, mode: Literal["thick", "thin"], planar: bool) -> Kn
         if mode == "thick":
             boundary[there] |= differ
     return boundary
+
+
+def surface_distance(ids: Ids, *, voxel_size_nm: VoxelSize) -> npt.NDArray[np.float64]:
+    """Return ``(x, y, z)``: nm from each voxel to the nearest one at an interface; infinite where there is none."""
+    surface = boundary_of(ids, mode="thick", planar=False)
+    if not surface.any():
+        return np.full(ids.shape, np.inf)
+    distance: npt.NDArray[np.float64] = ndimage.distance_transform_edt(~surface, sampling=voxel_size_nm)
+    return distance
 
 
 def make_targets(targets: Sequence[Target], ids: Ids, *, voxel_size_nm: VoxelSize) -> tuple[Values, Known]:

@@ -20,6 +20,8 @@ from cloudseg.training.targets import (
     BoundaryTarget,
     ClosedBoundaryTarget,
     DistanceTarget,
+    InteriorTarget,
+    SeedTarget,
     ShapeTarget,
     make_targets,
 )
@@ -180,6 +182,23 @@ def test_distance_grows_from_the_surface_in_nanometres():
     assert known.all()
     alone, _ = DistanceTarget().make(np.full((4, 4, 4), 2, np.int32), voxel_size_nm=NM)
     assert alone.min() == 1.0, "no surface in sight"
+
+
+@settings(max_examples=20)
+@given(ids=ids_arrays)
+def test_heads_of_cell_bodies_are_where_their_words_say(ids):
+    size = (10.0, 10.0, 40.0)
+    surface = BoundaryTarget().make(ids, voxel_size_nm=size)[0][0].astype(bool)
+    interior, known = InteriorTarget().make(ids, voxel_size_nm=size)
+    depth, _ = DistanceTarget(scale_nm=25.0, inside=True).make(ids, voxel_size_nm=size)
+    seed, _ = SeedTarget(depth_nm=20.0).make(ids, voxel_size_nm=size)
+    np.testing.assert_array_equal(known[0], ids != UNKNOWN)
+    for place in inner(ids.shape):
+        gaps = [np.linalg.norm((np.array(place) - at) * size) for at in np.argwhere(surface)] or [np.inf]
+        inside = ids[place] >= 2
+        assert interior[0][place] == inside
+        assert depth[0][place] == pytest.approx(np.tanh(min(gaps) / 25.0) * inside, abs=1e-6)
+        assert seed[0][place] == (inside and min(gaps) >= 20.0 - 1e-9)
 
 
 def test_targets_are_stacked_in_order():
