@@ -9,12 +9,15 @@
     │   ├── VolumeFormatError                  an info file, or a source file, that cannot be read
     │   ├── ConflictError (FileExistsError)    the output exists with other properties
     │   ├── ModelError                         a model package that is broken or does not fit the image
+    │   ├── QueryError                         a question to a catalogue that is malformed, or too large
     │   └── UnknownTaskError (LookupError)     a queue message of a kind this worker does not know
     ├── NotFoundError (FileNotFoundError)      nothing lies at the address
     ├── StorageError (OSError)                 the storage refused or answered nonsense
     │   ├── TransientStorageError              try again
     │   ├── CorruptDataError                   stored bytes do not decode to what they must be
-    │   └── MissingChunkError                  a chunk that must exist does not
+    │   ├── MissingChunkError                  a chunk that must exist does not
+    │   ├── AuthError (PermissionError)        a server wants a token, or a better one
+    │   └── ServerError                        a server failed; its log knows the request id
     ├── TaskFailedError (RuntimeError)         a task gave up; its dead letter has the traceback
     └── MissingExtraError (ImportError)        an optional part of cloudseg is not installed
 
@@ -70,6 +73,10 @@ class ModelError(SpecError):
     """A model package is broken, or does not fit the image."""
 
 
+class QueryError(SpecError):
+    """A question to a catalogue is malformed, or asks for too much at once."""
+
+
 class UnknownTaskError(SpecError, LookupError):
     """A queue message names a kind that this worker does not know."""
 
@@ -92,6 +99,14 @@ class CorruptDataError(StorageError):
 
 class MissingChunkError(StorageError):
     """A chunk that must exist does not."""
+
+
+class AuthError(StorageError, PermissionError):
+    """A server wants a token, or one that may do more."""
+
+
+class ServerError(StorageError):
+    """A server failed; its log knows the request by the id in the message."""
 
 
 class TaskFailedError(CloudsegError, RuntimeError):

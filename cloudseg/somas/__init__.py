@@ -1,1 +1,1 @@
-"""The soma catalogue: nothing is here yet."""
+"""The soma catalogue: its record, its versions in a bucket, and questions to it."""
