@@ -12,6 +12,8 @@ from cloudseg.geometry import XYZ
 
 Floats = npt.NDArray[np.float64]
 
+_N_BALL = 2000
+
 
 def deepest_voxel(mask: npt.NDArray[Any], *, voxel_size_nm: tuple[float, float, float]) -> tuple[XYZ, float]:
     """Return the voxel of ``mask`` that is farthest from all that is outside, and how far that is in nm.
@@ -89,3 +91,41 @@ def neighbour_counts(points_nm: Floats, *, radius_nm: float) -> npt.NDArray[np.i
         return np.empty(0, np.int64)
     counts = KDTree(points).query_ball_point(points, radius_nm, return_length=True)
     return np.asarray(counts, np.int64) - 1
+
+
+def ball_fractions(
+    points_nm: Floats,
+    *,
+    radius_nm: float,
+    lower_nm: tuple[float, float, float],
+    upper_nm: tuple[float, float, float],
+) -> Floats:
+    """Return which part of a ball about each point lies in a box: 1 in its middle, an eighth in its corners.
+
+    Parameters
+    ----------
+    points_nm
+        ``(n, 3)`` float64, in the box.
+    radius_nm
+        Of the balls.
+    lower_nm, upper_nm
+        Corners of the box.
+
+    Notes
+    -----
+    Counted with the same 2,000 evenly spread points for each ball: the error is about 0.01.
+    """
+    points = np.asarray(points_nm, np.float64).reshape(-1, 3)
+    low, high = np.asarray(lower_nm, np.float64), np.asarray(upper_nm, np.float64)
+    fractions = np.ones(len(points))
+    near = np.flatnonzero(((points - low < radius_nm) | (high - points < radius_nm)).any(axis=1))
+    # A spiral of golden angles over shells of equal volume (Fibonacci lattice).
+    k = np.arange(_N_BALL) + 0.5
+    r = radius_nm * np.cbrt((k * 0.7548776662466927) % 1.0)
+    cos, angle = 1 - 2 * k / _N_BALL, k * np.pi * (3 - np.sqrt(5))
+    sin = np.sqrt(1 - cos**2)
+    spread = np.stack([r * sin * np.cos(angle), r * sin * np.sin(angle), r * cos], axis=1)
+    for some in np.array_split(near, max(1, len(near) // 1000)):
+        at = points[some, None] + spread
+        fractions[some] = ((at >= low) & (at < high)).all(axis=2).mean(axis=1)
+    return fractions

@@ -28,6 +28,10 @@ KINDS: dict[str, str] = {
     "basin_graph/1": "cloudseg_tasks.hmin:BasinGraphTask",
     "basin_merge/1": "cloudseg_tasks.hmin:BasinMergeTask",
     "basin_rename/1": "cloudseg_tasks.hmin:BasinRenameTask",
+    "soma_partials/1": "cloudseg_tasks.soma_catalogue:SomaPartialsTask",
+    "soma_merge/1": "cloudseg_tasks.soma_catalogue:SomaMergeTask",
+    "soma_places/1": "cloudseg_tasks.soma_catalogue:SomaPlacesTask",
+    "soma_catalogue/1": "cloudseg_tasks.soma_catalogue:SomaCatalogueTask",
     "igneous/1": "cloudseg_tasks.igneous:IgneousTask",
 }
 

@@ -17,6 +17,7 @@ STAGES: dict[str, str] = {
     "boundary_affinities": "cloudseg_tasks.boundary_affinities:BoundaryAffinitiesStage",
     "distance_watershed": "cloudseg_tasks.distance_watershed:DistanceWatershedStage",
     "hmin_watershed": "cloudseg_tasks.hmin:HMinWatershedStage",
+    "soma_catalogue": "cloudseg_tasks.soma_catalogue:SomaCatalogueStage",
     "downsample": "cloudseg_tasks.igneous:DownsampleStage",
     "meshes": "cloudseg_tasks.igneous:MeshesStage",
     "skeletons": "cloudseg_tasks.igneous:SkeletonsStage",

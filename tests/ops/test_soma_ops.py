@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import Box, tile
-from cloudseg.ops.soma_places import deepest_voxel, nearest_distances, neighbour_counts
+from cloudseg.ops.soma_places import ball_fractions, deepest_voxel, nearest_distances, neighbour_counts
 from cloudseg.ops.soma_table import add_somas, describe_somas, measure_somas, renamed_somas
 
 sizes = st.integers(1, 9)
@@ -182,3 +182,10 @@ def test_bad_arguments_are_named():
     nothing = measure_somas(labels * 0, box=box, core=box)
     assert len(add_somas([])) == len(add_somas([nothing, nothing])) == 0
     assert len(describe_somas(nothing, bounds=box, voxel_size_nm=(4, 4, 4))["axes_um"]) == 0
+
+
+def test_a_ball_in_the_middle_a_face_or_a_corner_of_a_box_lies_in_it_wholly_half_or_an_eighth():
+    points = np.array([[50.0, 50, 50], [0, 50, 50], [0, 0, 50], [100, 100, 100], [50, 50, 95]])
+    found = ball_fractions(points, radius_nm=10, lower_nm=(0, 0, 0), upper_nm=(100, 100, 100))
+    # A cap of height h is h^2 (3 r - h) pi / 3 of 4 pi r^3 / 3.
+    np.testing.assert_allclose(found, [1, 0.5, 0.25, 0.125, 1 - 25 * 25 / 4000], atol=0.01)
