@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box
 from cloudseg.ops.runs import Runs
 from cloudseg.ops.statistics import SegmentTable, block_statistics, describe, merge_statistics
@@ -81,6 +82,12 @@ def merged_shapes(
     - ``sphericity``: surface of the ball of the same volume over the surface (0 where no inner face is known).
     """
     total = merge_statistics([t.segments for t in tables])
+    if (total.n_voxels < 1).any():
+        lost = int(total.ids[total.n_voxels < 1][0])
+        raise SpecError(
+            f"object {lost} has faces but no voxel: the tables come from different segmentations or tilings; "
+            "measure all blocks again"
+        )
     columns = dict(describe(total, bounds=bounds, voxel_size_nm=voxel_size_nm))
     covariance = _covariance(tables, total, voxel_size_nm=voxel_size_nm)
     # A voxel is a small box, not a point.
@@ -119,7 +126,7 @@ def _covariance(
     covariance = np.zeros((len(total), 3, 3))
     for column, (a, b) in enumerate(_PAIRS):
         s_a, s_b = total.sum_vx[:, a].astype(object), total.sum_vx[:, b].astype(object)
-        value = (n * sums[:, column] - s_a * s_b) / (n * n) if len(total) else np.zeros(0)
+        value = (n * sums[:, column] - s_a * s_b) / (n * n)
         covariance[:, a, b] = covariance[:, b, a] = (
             value.astype(np.float64) * voxel_size_nm[a] * voxel_size_nm[b]
         )

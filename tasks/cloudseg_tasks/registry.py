@@ -32,6 +32,16 @@ KINDS: dict[str, str] = {
     "soma_merge/1": "cloudseg_tasks.soma_catalogue:SomaMergeTask",
     "soma_places/1": "cloudseg_tasks.soma_catalogue:SomaPlacesTask",
     "soma_catalogue/1": "cloudseg_tasks.soma_catalogue:SomaCatalogueTask",
+    "threshold/1": "cloudseg_tasks.threshold:ThresholdTask",
+    "morphology/1": "cloudseg_tasks.morphology:MorphologyTask",
+    "components/1": "cloudseg_tasks.components:ComponentsTask",
+    "component_faces/1": "cloudseg_tasks.components:ComponentFacesTask",
+    "component_names/1": "cloudseg_tasks.components:ComponentNamesTask",
+    "component_rename/1": "cloudseg_tasks.components:ComponentRenameTask",
+    "shapes/1": "cloudseg_tasks.classify:ShapesTask",
+    "classify/1": "cloudseg_tasks.classify:ClassifyTask",
+    "class_properties/1": "cloudseg_tasks.classify:ClassPropertiesTask",
+    "paint_classes/1": "cloudseg_tasks.classify:PaintClassesTask",
     "igneous/1": "cloudseg_tasks.igneous:IgneousTask",
 }
 

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from cloudseg.errors import SpecError
-from cloudseg.geometry import XYZ, Box, grid_box, grid_shape, tile
+from cloudseg.geometry import Box, grid_box, grid_shape, tile
 from cloudseg.specs import BoxField
 from cloudseg.tasking.blocks import RENAME_BYTES_PER_VOXEL, LabelsStage, block_name, rename_block
+from cloudseg.tasking.fragments import n_inner_faces, name_fragments
 from cloudseg.tasking.memory import base_bytes
 from cloudseg.tasking.near import Grid, near
 from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
@@ -126,30 +127,7 @@ class SupervoxelNamesTask(Task):
 
     def run(self, ctx: Context) -> None:
         """Find connected components; a fragment's id tells the block it lies in."""
-        from cloudseg.ops.union_find import components
-
-        objects = ctx.open_objects(self.graph_uri)
-        with ctx.step("read"):
-            pairs = [
-                get_table(objects, f"pairs/{block_name(b.start)}.parquet")
-                for b in tile(self.bounds, self.block_shape)
-            ]
-        with ctx.step("compute"):
-            old, new = components(
-                np.concatenate([p["a"] for p in pairs]), np.concatenate([p["b"] for p in pairs])
-            )
-            owner = _block_of(old, bounds=self.bounds, block_shape=self.block_shape)
-            order = np.argsort(owner, kind="stable")
-            old, new, owner = old[order], new[order], owner[order]
-        with ctx.step("write"):
-            for n, block in enumerate(tile(self.bounds, self.block_shape)):
-                low, high = np.searchsorted(owner, [n, n + 1])
-                put_table(
-                    objects,
-                    f"names/{block_name(block.start)}.parquet",
-                    {"old": old[low:high], "new": new[low:high]},
-                )
-        ctx.count(renamed=len(old))
+        name_fragments(ctx, graph_uri=self.graph_uri, bounds=self.bounds, block_shape=self.block_shape)
 
 
 class SupervoxelRenameTask(BlockTask):
@@ -289,7 +267,7 @@ class SupervoxelsStage(LabelsStage):
                     1,
                     names,
                     task_memory_bytes=base_bytes(["numba"])
-                    + _NAMES_BYTES_PER_VOXEL * _n_inner_faces(bounds, self.block_shape),
+                    + _NAMES_BYTES_PER_VOXEL * n_inner_faces(bounds, self.block_shape),
                     libraries=("numba",),
                 ),
                 Step(
@@ -314,19 +292,3 @@ def check_affinities(layer: Layer, *, wanted_by: str) -> None:
             f"stage {wanted_by!r} needs affinities: an image layer of uint8 with 3 channels (links along x, y, z); "
             f"{layer.uri} is a {info.layer} layer of {info.dtype} with {info.n_channels} channel(s)"
         )
-
-
-def _n_inner_faces(bounds: Box, block_shape: XYZ) -> int:
-    """Return how many voxel faces lie between blocks."""
-    n_cuts = (n - 1 for n in grid_shape(bounds, block_shape))
-    return sum(cuts * bounds.n_voxels // n for cuts, n in zip(n_cuts, bounds.shape, strict=True))
-
-
-def _block_of(ids: npt.NDArray[np.uint64], *, bounds: Box, block_shape: XYZ) -> npt.NDArray[np.int64]:
-    """Return which block (in the order of ``tile``) holds the voxel that names each id."""
-    index = (ids - np.uint64(1)).astype(np.int64)
-    n_x, n_y, _ = bounds.shape
-    at = (index % n_x, index // n_x % n_y, index // (n_x * n_y))
-    i, j, k = (a // b for a, b in zip(at, block_shape, strict=True))
-    g_x, g_y, _ = grid_shape(bounds, block_shape)
-    return np.asarray(i + g_x * (j + g_y * k), np.int64)
