@@ -63,10 +63,16 @@ def train(config: Path, *, overrides: tuple[str, ...], threads: int | None) -> N
     click.echo(f"use it with: model = {settings.output!r} in the {spec.output} stage")
 
 
-def _phantom(shape: XYZ, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
+def _phantom(
+    tissue: str, shape: XYZ, seed: int, voxel_size_nm: tuple[float, float, float]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
+    from cloudseg.testing.cell_phantom import cell_phantom
     from cloudseg.testing.phantom import neurite_phantom
 
-    phantom = neurite_phantom(shape, seed=seed)
+    if tissue == "cells":
+        phantom = cell_phantom(shape, seed=seed, voxel_size_nm=voxel_size_nm)
+    else:
+        phantom = neurite_phantom(shape, seed=seed)
     return phantom.image, phantom.labels
 
 

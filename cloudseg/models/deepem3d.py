@@ -80,10 +80,18 @@ class Rise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add all upsamplings, then smooth them."""
         risen = self.plain(x)
-        for layer in self.dilated:
-            risen = risen + layer(x)
+        if self.dilated:
+            # On a CPU torch 2.13 writes past its memory in dilated transposed convolutions of bfloat16.
+            with torch.autocast(x.device.type, enabled=False):
+                risen = risen + self._dilated(x.float())
         logits: Tensor = self.smooth(risen)
         return logits
+
+    def _dilated(self, x: Tensor) -> Tensor:
+        risen: Tensor = self.dilated[0](x)
+        for layer in self.dilated[1:]:
+            risen = risen + layer(x)
+        return risen
 
 
 class DeepEM3D(VoxelNetwork):

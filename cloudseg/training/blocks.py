@@ -17,7 +17,10 @@ from cloudseg.training.sampling import LabelledBlock
 from cloudseg.volumes.protocol import Volume
 
 OpenVolume = Callable[..., Volume]
-MakePhantom = Callable[[XYZ, int], tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]]
+MakePhantom = Callable[
+    [str, XYZ, int, tuple[float, float, float]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]
+]
+"""Tissue, shape, seed and voxel size in nm to image and labels."""
 """Image and labels of a phantom, from its shape and seed."""
 
 _FULL_SCALE = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}
@@ -151,11 +154,13 @@ def _grey(image: npt.NDArray[np.generic], volume: LabelledVolume) -> npt.NDArray
     return grey
 
 
-def phantom_blocks(phantom: PhantomVolumes, *, make_phantom: MakePhantom) -> list[LabelledBlock]:
+def phantom_blocks(
+    phantom: PhantomVolumes, *, voxel_size_nm: tuple[float, float, float], make_phantom: MakePhantom
+) -> list[LabelledBlock]:
     """Return the phantoms of one ``[[phantom]]`` table."""
     blocks = []
     for i in range(phantom.count):
-        image, labels = make_phantom(phantom.shape, phantom.seed + i)
+        image, labels = make_phantom(phantom.tissue, phantom.shape, phantom.seed + i, voxel_size_nm)
         name = f"phantom of seed {phantom.seed + i}"
         blocks.append(LabelledBlock.of(image, labels, weight=phantom.weight, name=name))
     return blocks

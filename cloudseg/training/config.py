@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -71,6 +71,9 @@ class PhantomVolumes(FrozenModel):
 
     Attributes
     ----------
+    tissue
+        ``neurites`` as electron microscopes show them at 8 nm, or plant-like ``cells`` in light microscopy, at the
+        network's voxel size.
     count
         How many; each has a seed of its own, counted up from ``seed``.
     shape
@@ -79,6 +82,7 @@ class PhantomVolumes(FrozenModel):
         How often each is drawn, relative to the others.
     """
 
+    tissue: Literal["neurites", "cells"] = "neurites"
     count: PositiveInt = 1
     shape: Positive3 = (144, 144, 144)
     seed: int = 1000
@@ -389,4 +393,7 @@ def _tell(volume: LabelledVolume) -> str:
 
 def _tell_phantom(phantom: PhantomVolumes) -> str:
     x, y, z = phantom.shape
-    return f"{phantom.count} phantom(s) of {x} x {y} x {z} from seed {phantom.seed}, weight {phantom.weight:g} each"
+    return (
+        f"{phantom.count} phantom(s) of {phantom.tissue}, {x} x {y} x {z} from seed {phantom.seed}, "
+        f"weight {phantom.weight:g} each"
+    )

@@ -94,7 +94,8 @@ def fit(
     if config.segmentation is not None:
         check_scorable(held_back)
     for phantom in config.phantom:
-        blocks.extend(phantom_blocks(phantom, make_phantom=make_phantom))
+        size = config.network.voxel_size_nm
+        blocks.extend(phantom_blocks(phantom, voxel_size_nm=size, make_phantom=make_phantom))
     if not config.mixed_voxel_sizes:
         check_same_voxels((*config.volume, *config.validation), open_volume=open_volume)
     sampler = make_sampler(config, blocks)

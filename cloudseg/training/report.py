@@ -200,7 +200,7 @@ def _data(config: TrainingConfig) -> str:
         for v in volumes
     ]
     rows += [
-        f"<tr><td>training</td><td>{p.count} phantom(s) from seed {p.seed}</td><td>{p.shape}</td>"
+        f"<tr><td>training</td><td>{p.count} phantom(s) of {p.tissue} from seed {p.seed}</td><td>{p.shape}</td>"
         f'<td class="n">{p.weight:g}</td></tr>'
         for p in config.phantom
     ]

@@ -255,3 +255,15 @@ def test_a_description_picks_the_architecture_by_name():
 def test_arguments_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(SpecError, match=message):
         tiny_description(**changes)
+
+
+def test_deepem3d_asks_for_no_dilated_transposed_convolution_of_bfloat16():
+    """On a CPU that corrupts memory: sometimes NaN, sometimes a crash, often nothing that is seen."""
+    network = DeepEM3D(width=0.02).to(memory_format=torch.channels_last_3d)
+    seen = []
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.ConvTranspose3d) and max(layer.dilation) > 1:
+            layer.register_forward_hook(lambda _, given, made: seen.append((given[0].dtype, made.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(torch.randn(1, 1, 64, 64, 3))
+    assert seen == [(torch.float32, torch.float32)] * 12

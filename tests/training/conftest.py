@@ -78,7 +78,7 @@ class Runs:
         return fit(settings, make_phantom=make_phantom, report=report, **more), lines
 
 
-def make_phantom(shape, seed):
+def make_phantom(tissue, shape, seed, voxel_size_nm):
     made = neurite_phantom(shape, seed=seed)
     return made.image, made.labels
 
