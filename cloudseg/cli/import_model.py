@@ -39,6 +39,14 @@ from cloudseg.errors import ConflictError, SpecError
 @click.option(
     "--context", metavar="X,Y,Z", default="32,32,16", show_default=True, help="Rim that is thrown away."
 )
+@click.option(
+    "--fov",
+    metavar="X,Y,Z",
+    default="33,33,33",
+    show_default=True,
+    help="fov_size of a flood-filling network.",
+)
+@click.option("--deltas", metavar="X,Y,Z", default="8,8,8", show_default=True, help="Its deltas.")
 def import_model(
     checkpoint: Path,
     output: str,
@@ -53,12 +61,16 @@ def import_model(
     groups: int,
     patch: str,
     context: str,
+    fov: str,
+    deltas: str,
 ) -> None:
-    """Turn a boundary model of PlantSeg or pytorch-3dunet into the package OUTPUT.
+    """Turn a published model into the package OUTPUT.
 
-    CHECKPOINT is its .pytorch file; only tensors are read from it. What the file does not say stands in the
-    configuration beside it. These networks were trained on images with mean 0 and deviation 1, so --mean and
-    --deviation are those of the image you will run it on.
+    CHECKPOINT is the .pytorch file of a boundary model of PlantSeg or pytorch-3dunet, or a flood-filling network of
+    google/ffn: its TensorFlow checkpoint without the endings (model.ckpt-27465036), or its tensors as .safetensors.
+    Only tensors are read. What the file does not say stands in the configuration beside it. Boundary models were
+    trained on images with mean 0 and deviation 1, so --mean and --deviation are those of the image you will run it on;
+    those of a flood-filling network are image_mean and image_stddev of its configuration.
     """
     from cloudseg.models.package import (
         SPEC_NAME,
@@ -76,30 +88,50 @@ def import_model(
         raise ConflictError(f"{output} holds a model package already; give another folder, or delete it")
     if not deviation > 0:
         raise SpecError(f"--deviation must be above 0, got {deviation}")
-    arguments, weights = read_published(checkpoint, order=order, n_groups=groups)
-    rim = whole_numbers(context, option="--context")
-    description = ModelDescription.load(
-        {
-            "name": name,
-            "architecture": arguments.architecture,
+    common = {
+        "name": name,
+        "voxel_size_nm": positive_numbers(voxel_size, option="--voxel-size"),
+        "normalisation": Normalisation(mean=mean, deviation=deviation),
+        "training": Provenance(data=(source,), n_steps=0, seed=0, recipe=f"imported from {checkpoint.name}"),
+        "licence": licence,
+    }
+    if _is_flood_filling(checkpoint):
+        from cloudseg.models.published_ffn import read_published_ffn
+
+        stack, weights = read_published_ffn(
+            checkpoint,
+            fov=whole_numbers(fov, option="--fov") or (33, 33, 33),
+            deltas=whole_numbers(deltas, option="--deltas") or (8, 8, 8),
+        )
+        settings = {"arguments": stack, "output": "object", "patch_shape": stack.fov}
+        settings |= {"context": (0, 0, 0), "blend": (0, 0, 0)}
+        told = f"flood-filling network, {stack.depth} blocks of {stack.width} features, fields of view of {stack.fov}"
+    else:
+        arguments, weights = read_published(checkpoint, order=order, n_groups=groups)
+        rim = whole_numbers(context, option="--context")
+        settings = {
             "arguments": arguments,
             "output": "boundaries",
-            "voxel_size_nm": positive_numbers(voxel_size, option="--voxel-size"),
-            "normalisation": Normalisation(mean=mean, deviation=deviation),
             "patch_shape": whole_numbers(patch, option="--patch"),
             "context": rim if not arguments.flat or rim is None else (rim[0], rim[1], 0),
             "blend": (8, 8, 4),
-            "training": Provenance(
-                data=(source,), n_steps=0, seed=0, recipe=f"imported from {checkpoint.name}"
-            ),
-            "licence": licence,
-        },
-        where=f"{checkpoint} as a model package",
-    )
+        }
+        told = (
+            f"{'residual' if arguments.residual else 'plain'} {'2D' if arguments.flat else '3D'} U-Net of "
+            f"{', '.join(map(str, arguments.widths))} features"
+        )
+    description = ModelDescription.load(common | settings, where=f"{checkpoint} as a model package")
     set_weights(build_network(description), weights, where=str(checkpoint))
     spec = save_package(output, description, weights)
-    click.echo(
-        f"{output}: {spec.weights.n_parameters:,} parameters, {'residual' if arguments.residual else 'plain'} "
-        f"{'2D' if arguments.flat else '3D'} U-Net of {', '.join(map(str, arguments.widths))} features"
-    )
-    click.echo(f'use it with: models = ["{output}"] in a stage of kind boundaries')
+    click.echo(f"{output}: {spec.weights.n_parameters:,} parameters, {told}")
+    use = f'model = "{output}" in a stage of kind ffn'
+    if description.output == "boundaries":
+        use = f'models = ["{output}"] in a stage of kind boundaries'
+    click.echo(f"use it with: {use}")
+
+
+def _is_flood_filling(checkpoint: Path) -> bool:
+    """Whether it is a checkpoint of TensorFlow, or a safetensors file: PyTorch's own files are of other networks."""
+    if checkpoint.suffix in (".index", ".safetensors"):
+        return True
+    return checkpoint.with_name(f"{checkpoint.name}.index").is_file()

@@ -17,7 +17,7 @@ from cloudseg.geometry import XYZ
 from cloudseg.specs import FrozenModel
 from cloudseg.volumes.protocol import Positive3
 
-Architecture = Literal["residual_unet_3d", "unet_2d", "groupnorm_unet_3d", "deepem3d"]
+Architecture = Literal["residual_unet_3d", "unet_2d", "groupnorm_unet_3d", "deepem3d", "ffn"]
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 # Features of the four taps of the published network.
@@ -194,8 +194,57 @@ class DeepEM3DArguments(FrozenModel):
         return (141, 141, self.n_slices // 2)  # measured by gradients, over every place in a cell of 16
 
 
+class FFNArguments(FrozenModel):
+    """Arguments of :class:`cloudseg.models.ffn.FloodFillingNetwork`.
+
+    Attributes
+    ----------
+    depth, width
+        Residual blocks of two convolutions, and their features.
+    fov, deltas
+        Voxels of the field of view, and how far it moves in one step.
+    """
+
+    architecture: Literal["ffn"] = Field(default="ffn", exclude=True, repr=False)
+    n_in: Literal[2] = 2
+    n_out: Literal[1] = 1
+    depth: PositiveInt = 12
+    width: PositiveInt = 32
+    fov: Positive3 = (33, 33, 33)
+    deltas: Positive3 = (8, 8, 8)
+
+    @model_validator(mode="after")
+    def _moves_stay_in_view(self) -> Self:
+        for axis, edge, delta in zip("xyz", self.fov, self.deltas, strict=True):
+            if edge % 2 == 0 or delta > edge // 2:
+                raise ValueError(
+                    f"fov must be odd and deltas at most half of it; on {axis} they are {edge} and {delta}"
+                )
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """All layers have one resolution."""
+        return (self.width,)
+
+    @property
+    def fold(self) -> XYZ:
+        """The only level has the resolution of the input."""
+        return (1, 1, 1)
+
+    @property
+    def multiple(self) -> XYZ:
+        """Any edge will do."""
+        return (1, 1, 1)
+
+    @property
+    def reach(self) -> XYZ:
+        """How many voxels an output may look to each side in one step."""
+        return (2 * self.depth, 2 * self.depth, 2 * self.depth)
+
+
 Arguments = Annotated[
-    ResidualUNetArguments | UNet2DArguments | GroupNormUNetArguments | DeepEM3DArguments,
+    ResidualUNetArguments | UNet2DArguments | GroupNormUNetArguments | DeepEM3DArguments | FFNArguments,
     Field(discriminator="architecture"),
 ]
 

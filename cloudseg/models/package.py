@@ -35,6 +35,10 @@ Head = Literal["interior", "boundary", "distance", "seed"]
 """What a channel of a network of several heads means; see :mod:`cloudseg.training.targets`."""
 
 
+# Which stage runs a model, by what it predicts.
+_STAGE_OF = {"boundaries": "boundaries", "heads": "soma_heads", "object": "ffn"}
+
+
 class Normalisation(FrozenModel):
     """Grey levels of uint8 that become 0 and 1.
 
@@ -84,7 +88,7 @@ class ModelDescription(NetworkChoice):
         Which network, built how; see :mod:`cloudseg.models.arguments`.
     output
         ``affinities``: one channel per offset. ``boundaries``: one channel, the probability of a boundary.
-        ``heads``: one channel per head.
+        ``heads``: one channel per head. ``object``: the object of one place, step by step, by flood filling.
     voxel_size_nm, voxel_size_tolerance
         Voxels it was trained on, and the greatest relative difference it may be used with (0.25: 6 to 10 nm for 8).
     normalisation
@@ -102,7 +106,7 @@ class ModelDescription(NetworkChoice):
 
     format: Literal["cloudseg-model/1"] = "cloudseg-model/1"
     name: Annotated[str, Field(min_length=1)]
-    output: Literal["affinities", "boundaries", "heads"] = "affinities"
+    output: Literal["affinities", "boundaries", "heads", "object"] = "affinities"
     voxel_size_nm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     voxel_size_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.25
     normalisation: Normalisation
@@ -132,10 +136,15 @@ class ModelDescription(NetworkChoice):
                     f"{self.arguments.n_out} outputs and {len(self.offsets)} offsets"
                 )
             return self
-        if self.output == "boundaries":
+        if (self.output == "object") != (self.architecture == "ffn"):
+            raise ValueError(
+                f"a network of architecture {self.architecture!r} does not predict {self.output!r}: output "
+                "'object' and architecture 'ffn' go together"
+            )
+        if self.output in ("boundaries", "object"):
             if self.offsets or self.arguments.n_out != 1:
                 raise ValueError(
-                    f"a model of boundaries has one output and no offsets, got {self.arguments.n_out} and "
+                    f"a model of {self.output} has one output and no offsets, got {self.arguments.n_out} and "
                     f"{len(self.offsets)}"
                 )
             return self
@@ -180,7 +189,7 @@ class ModelDescription(NetworkChoice):
                 )
 
     def select(self, offsets: tuple[XYZ, ...]) -> tuple[int, ...]:
-        """Return the output channels of ``offsets``; of boundaries and heads, which have none, all channels.
+        """Return the output channels of ``offsets``; of others, which have none, all channels.
 
         Raises
         ------
@@ -191,7 +200,7 @@ class ModelDescription(NetworkChoice):
             if offsets:
                 raise ModelError(
                     f"model {self.name!r} predicts {self.output}, not affinities: run it in a stage of kind "
-                    f"{'boundaries' if self.output == 'boundaries' else 'soma_segment'!r}"
+                    f"{_STAGE_OF[self.output]!r}"
                 )
             return tuple(range(self.arguments.n_out))
         if not offsets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cloudseg.models.arguments import Architecture
 from cloudseg.models.deepem3d import DeepEM3D
+from cloudseg.models.ffn import FloodFillingNetwork
 from cloudseg.models.layers import VoxelNetwork
 from cloudseg.models.package import ModelDescription
 from cloudseg.models.unet import ResidualUNet
@@ -15,6 +16,7 @@ ARCHITECTURES: dict[Architecture, type[VoxelNetwork]] = {
     "unet_2d": UNet2D,
     "groupnorm_unet_3d": GroupNormUNet,
     "deepem3d": DeepEM3D,
+    "ffn": FloodFillingNetwork,
 }
 
 

@@ -1,0 +1,159 @@
+"""A flood-filling network as the function that :mod:`cloudseg.ops.flood` wants: fields of view in, logits out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from cloudseg.errors import ModelError
+from cloudseg.geometry import XYZ
+from cloudseg.models.arguments import FFNArguments
+from cloudseg.models.ffn import Block, FloodFillingNetwork
+from cloudseg.models.package import ModelDescription, OpenObjects, load_spec, load_weights
+from cloudseg.models.predict import Device, Precision, pick_device, pick_precision, set_weights
+from cloudseg.models.registry import build_network
+from cloudseg.ops.flood import Floats
+from cloudseg.ops.winograd import Kernel, Workspace
+from cloudseg.volumes import open_objects
+
+
+class FloodNetwork:
+    """A network ready to grow objects. Made by :func:`load_flood_network`.
+
+    Parameters
+    ----------
+    spec
+        The package it came from.
+    network
+        Built, with weights; it is changed.
+    device
+        ``cpu`` or ``cuda``.
+    precision
+        ``float32`` on a CPU computes convolutions by fewer multiplications (:mod:`cloudseg.ops.winograd`), which
+        changes logits by less than 1e-4. ``bfloat16`` changes them by up to 0.1, and is faster where the processor
+        computes in it natively.
+    """
+
+    def __init__(
+        self,
+        spec: ModelDescription,
+        network: FloodFillingNetwork,
+        *,
+        device: Literal["cpu", "cuda"] = "cpu",
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        self.spec, self.precision = spec, precision
+        self.device = torch.device(device)
+        self.fov: XYZ = network.fov
+        network.eval().requires_grad_(False)
+        self._stack: _Stack | None = None
+        self._network: nn.Module | None = None
+        if device == "cpu" and precision == "float32":
+            self._stack = _Stack(network)
+            return
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self._network = network.to(self.device, dtype)
+        self._network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self._dtype = dtype
+
+    @property
+    def deltas(self) -> XYZ:
+        """How far its field of view moves in one step."""
+        arguments = self.spec.arguments
+        assert isinstance(arguments, FFNArguments)
+        return arguments.deltas
+
+    def __call__(self, views: Floats) -> Floats:
+        """Return new logits ``(b, x, y, z)`` for ``(b, 2, x, y, z)`` normalised grey levels and logits."""
+        if views.shape[1:] != (2, *self.fov):
+            raise ModelError(
+                f"model {self.spec.name!r} looks at fields of view of {self.fov} with 2 channels, got {views.shape[1:]}"
+            )
+        if self._stack is not None:
+            return np.stack([self._stack(view) for view in views])
+        assert self._network is not None
+        with torch.inference_mode():
+            x = torch.from_numpy(np.ascontiguousarray(views)).to(self.device)
+            old = x[:, 1]
+            x = x.to(self._dtype).contiguous(memory_format=torch.channels_last_3d)
+            # The object itself is added up in single precision.
+            updates = self._network.update(x)[:, 0].float()  # type: ignore[operator]
+            out: Floats = (old + updates).cpu().numpy()
+        return out
+
+
+def load_flood_network(
+    uri: str,
+    *,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    sha256: str | None = None,
+    objects: OpenObjects = open_objects,
+) -> FloodNetwork:
+    """Load the package of a flood-filling network.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no package at ``uri``.
+    ModelError
+        If it is malformed or damaged, holds another kind of network, or is not the one of ``sha256``.
+    """
+    spec = load_spec(uri, objects=objects)
+    check_flood_model(spec, uri=uri)
+    if sha256 is not None and spec.weights.sha256 != sha256:
+        raise ModelError(
+            f"model {uri} has weights {spec.weights.sha256[:12]}..., but this task was planned with {sha256[:12]}...; "
+            "a run keeps to one model: plan it anew, or bring the old weights back"
+        )
+    network = build_network(spec)
+    assert isinstance(network, FloodFillingNetwork)
+    set_weights(network, load_weights(uri, spec, objects=objects), where=uri)
+    chosen = pick_device(device)
+    return FloodNetwork(spec, network, device=chosen, precision=pick_precision(precision, device=chosen))
+
+
+def check_flood_model(spec: ModelDescription, *, uri: str) -> None:
+    """Refuse a package of another kind of network."""
+    if spec.output != "object":
+        raise ModelError(
+            f"model {uri} predicts {spec.output}, and cannot grow objects: give a flood-filling network "
+            "(architecture 'ffn')"
+        )
+
+
+class _Stack:
+    """The layers, computed by fewer multiplications."""
+
+    def __init__(self, network: FloodFillingNetwork) -> None:
+        width = network.head.in_channels
+        self._work = Workspace(network.fov, n_features=max(2, width))
+        self._input = self._work.volume(2)
+        self._sum, self._between = self._work.volume(width), self._work.volume(width)
+        self._kernels = [
+            tuple(Kernel.of(c.weight.numpy(), _bias(c)) for c in (block.a, block.b))
+            for block in network.blocks
+            if isinstance(block, Block)
+        ]
+        self._head = np.array(network.head.weight.numpy()[0, :, 0, 0, 0])
+        self._head_bias = float(_bias(network.head)[0])
+
+    def __call__(self, view: Floats) -> Floats:
+        """``(2, x, y, z)`` to logits ``(x, y, z)``."""
+        work, total, between = self._work, self._sum, self._between
+        work.inside(self._input)[:] = np.moveaxis(view, 0, -1)
+        for n, (a, b) in enumerate(self._kernels):
+            work.convolve(total if n else self._input, a, between, relu=n > 0, add=False)
+            work.convolve(between, b, total, relu=True, add=n > 0)
+        features = np.maximum(work.inside(total), np.float32(0))
+        logits: Floats = view[1] + (features @ self._head + np.float32(self._head_bias))
+        return logits
+
+
+def _bias(convolution: nn.Conv3d) -> Floats:
+    assert convolution.bias is not None
+    bias: Floats = convolution.bias.numpy()
+    return bias
