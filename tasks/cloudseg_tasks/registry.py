@@ -42,6 +42,10 @@ KINDS: dict[str, str] = {
     "classify/1": "cloudseg_tasks.classify:ClassifyTask",
     "class_properties/1": "cloudseg_tasks.classify:ClassPropertiesTask",
     "paint_classes/1": "cloudseg_tasks.classify:PaintClassesTask",
+    "section_overlaps/1": "cloudseg_tasks.max_extend:SectionOverlapsTask",
+    "section_links/1": "cloudseg_tasks.max_extend:SectionLinksTask",
+    "section_names/1": "cloudseg_tasks.max_extend:SectionNamesTask",
+    "section_rename/1": "cloudseg_tasks.max_extend:SectionRenameTask",
     "igneous/1": "cloudseg_tasks.igneous:IgneousTask",
 }
 

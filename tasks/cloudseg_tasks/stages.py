@@ -22,6 +22,7 @@ STAGES: dict[str, str] = {
     "morphology": "cloudseg_tasks.morphology:MorphologyStage",
     "components": "cloudseg_tasks.components:ComponentsStage",
     "classify": "cloudseg_tasks.classify:ClassifyStage",
+    "max_extend": "cloudseg_tasks.max_extend:MaxExtendStage",
     "downsample": "cloudseg_tasks.igneous:DownsampleStage",
     "meshes": "cloudseg_tasks.igneous:MeshesStage",
     "skeletons": "cloudseg_tasks.igneous:SkeletonsStage",
