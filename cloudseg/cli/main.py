@@ -45,6 +45,7 @@ COMMANDS: dict[str, str] = {
     "import-model": "cloudseg.cli.import_model:import_model",
     "evaluate": "cloudseg.cli.evaluate:evaluate",
     "compare": "cloudseg.cli.compare:compare",
+    "tune": "cloudseg.cli.tune:tune",
     "link": "cloudseg.cli.link:link",
     "serve": "cloudseg.cli.serve:serve",
     "phantom": "cloudseg.cli.phantom:phantom",
