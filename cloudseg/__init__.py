@@ -14,9 +14,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cloudseg.client.somas import Somas
     from cloudseg.errors import (
+        AuthError,
         CloudsegError,
         NotFoundError,
+        QueryError,
+        ServerError,
         SpecError,
         StorageError,
         TaskFailedError,
@@ -28,11 +32,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "XYZ",
+    "AuthError",
     "Box",
     "CloudsegError",
     "MemoryVolume",
     "NotFoundError",
+    "QueryError",
+    "ServerError",
     "ShardingSpec",
+    "Somas",
     "SpecError",
     "StorageError",
     "TaskFailedError",
@@ -46,9 +54,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "cloudseg.client.somas": ("Somas",),
     "cloudseg.errors": (
+        "AuthError",
         "CloudsegError",
         "NotFoundError",
+        "QueryError",
+        "ServerError",
         "SpecError",
         "StorageError",
         "TaskFailedError",

@@ -1,1 +1,1 @@
-"""The read-only client for users and notebooks: nothing is here yet; open volumes with `cloudseg.open_volume`."""
+"""The read-only client for users and notebooks: questions to a soma catalogue, in a bucket or behind a server."""

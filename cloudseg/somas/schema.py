@@ -127,7 +127,7 @@ def column(name: object, *, where: str) -> Column:
     """
     if isinstance(name, str) and name in BY_NAME:
         return BY_NAME[name]
-    raise QueryError(f"{where}: there is no column {_short(name)}; {suggestion(str(name), NAMES)}")
+    raise QueryError(f"{where}: there is no column {shortened(name)}; {suggestion(str(name), NAMES)}")
 
 
 def columns_named(names: Iterable[object] | None, *, where: str = "columns") -> list[str]:
@@ -153,8 +153,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known)}"
 
 
-def _short(value: object) -> str:
-    text = repr(value)
+def shortened(value: object) -> str:
+    """Return what somebody wrote, for an error message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, a list inside itself
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

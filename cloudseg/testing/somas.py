@@ -74,7 +74,7 @@ def soma_table(n: int, *, seed: int = 0, large_ids: bool = True) -> pa.Table:
         "side": nullable(
             np.array(["left", "right", "center"])[rng.integers(0, 3, n)], some > 0.95, pa.string()
         ),
-        "status": np.array(["auto", "verified"])[(some < 0.5).astype(int)],
+        "status": np.array(["auto", "verified", "rejected", "merged"])[np.digitize(some, [0.5, 0.9, 0.95])],
     }
     columns["edge_faces"] = columns["edge_faces"].astype(np.uint8)
     return pa.table(columns)
