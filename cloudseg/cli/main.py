@@ -46,6 +46,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "cloudseg.cli.evaluate:evaluate",
     "compare": "cloudseg.cli.compare:compare",
     "tune": "cloudseg.cli.tune:tune",
+    "somas": "cloudseg.cli.somas:somas",
     "link": "cloudseg.cli.link:link",
     "serve": "cloudseg.cli.serve:serve",
     "phantom": "cloudseg.cli.phantom:phantom",
