@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import model_validator
 
 from cloudseg.errors import SpecError
-from cloudseg.geometry import XYZ, Box
+from cloudseg.geometry import XYZ, Box, grid_box, grid_shape
 from cloudseg.tasking.steps import Stage
 from cloudseg.tasking.task import Context
+from cloudseg.volumes.mask import TissueMask
 from cloudseg.volumes.protocol import Positive3, VolumeInfo
 from cloudseg.volumes.tables import get_table
 
@@ -87,6 +90,43 @@ class LatticeStage(Stage):
                     f"chunk of {chunk}: two tasks would write the same chunk; take {-(-block // chunk) * chunk}"
                 )
         return self.block_shape
+
+
+@dataclass(frozen=True)
+class TissueBlocks:
+    """The blocks of a volume that hold tissue, X fastest; the mask is read again at each pass, one row at a time.
+
+    Attributes
+    ----------
+    bounds, block_shape
+        The volume and its blocks.
+    mask
+        Where there is tissue; None: everywhere.
+    """
+
+    bounds: Box
+    block_shape: XYZ
+    mask: TissueMask | None
+
+    def __iter__(self) -> Iterator[Box]:
+        """Yield the blocks."""
+        n_x, n_y, n_z = grid_shape(self.bounds, self.block_shape)
+        for k in range(n_z):
+            for j in range(n_y):
+                row = [grid_box(self.bounds, self.block_shape, (i, j, k)) for i in range(n_x)]
+                if self.mask is None:
+                    yield from row
+                    continue
+                whole = row[0].union(row[-1])
+                tissue = self.mask.read(whole)
+                yield from (core for core in row if tissue[core.slices_in(whole)].any())
+
+    def measure(self) -> tuple[int, int]:
+        """Return how many blocks and voxels there are."""
+        if self.mask is None:
+            return math.prod(grid_shape(self.bounds, self.block_shape)), self.bounds.n_voxels
+        sizes = [core.n_voxels for core in self]
+        return len(sizes), sum(sizes)
 
 
 def block_name(at: XYZ) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +12,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from cloudseg.errors import SpecError
-from cloudseg.geometry import XYZ, Box, grid_box, grid_shape
+from cloudseg.geometry import XYZ, Box
 from cloudseg.models.network import Network
 from cloudseg.models.package import ModelDescription, load_spec
 from cloudseg.models.shared import SharedNetwork
@@ -21,7 +20,7 @@ from cloudseg.models.stream import predict_block
 from cloudseg.ops.affinities import NEAREST
 from cloudseg.ops.lattice import PatchLattice
 from cloudseg.specs import FrozenModel
-from cloudseg.tasking.blocks import LatticeStage
+from cloudseg.tasking.blocks import LatticeStage, TissueBlocks
 from cloudseg.tasking.memory import base_bytes
 from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
@@ -190,7 +189,7 @@ class AffinitiesStage(LatticeStage, AffinitiesOptions):
             made_by=self.label if mask is None else "",
             block_shape=block_shape,
         )
-        blocks = _Blocks(info.bounds, block_shape, mask)
+        blocks = TissueBlocks(info.bounds, block_shape, mask)
 
         def tasks() -> Iterator[Task]:
             for core in blocks:
@@ -301,31 +300,3 @@ def _open_mask(
     if options.mask is None:
         return None
     return TissueMask.open(options.mask, mip=options.mask_mip, image=image, open_volume=open_volume)
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """The blocks of a volume that hold tissue, X fastest; the mask is read again at each pass, one row at a time."""
-
-    bounds: Box
-    block_shape: XYZ
-    mask: TissueMask | None
-
-    def __iter__(self) -> Iterator[Box]:
-        n_x, n_y, n_z = grid_shape(self.bounds, self.block_shape)
-        for k in range(n_z):
-            for j in range(n_y):
-                row = [grid_box(self.bounds, self.block_shape, (i, j, k)) for i in range(n_x)]
-                if self.mask is None:
-                    yield from row
-                    continue
-                whole = row[0].union(row[-1])
-                tissue = self.mask.read(whole)
-                yield from (core for core in row if tissue[core.slices_in(whole)].any())
-
-    def measure(self) -> tuple[int, int]:
-        """Return how many blocks and voxels there are."""
-        if self.mask is None:
-            return int(np.prod(grid_shape(self.bounds, self.block_shape))), self.bounds.n_voxels
-        sizes = [core.n_voxels for core in self]
-        return len(sizes), sum(sizes)

@@ -203,6 +203,11 @@ class BoundariesStage(LatticeStage, BoundariesOptions):
         for spec in specs:
             spec.check_voxel_size(info.voxel_size_nm, uri=uri)
             spec.select(())
+            if spec.output != "boundaries":
+                raise ModelError(
+                    f"stage {self.label!r}: model {spec.name!r} predicts {spec.output}, not boundaries: run it in a "
+                    "stage of kind 'soma_heads'"
+                )
             for what in ("patch_shape", "context", "blend"):
                 first, other = getattr(specs[0], what), getattr(spec, what)
                 if first != other:
