@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from cloudseg.errors import SpecError
 
-Scheme = Literal["memory", "file", "gs", "s3", "http", "https"]
+Scheme = Literal["memory", "file", "gs", "s3", "http", "https", "phantom-brain"]
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)$", re.DOTALL)
 _NEUROGLANCER_SUFFIX = re.compile(r"\|neuroglancer-precomputed:?$")
@@ -26,11 +26,13 @@ class Address:
     scheme
         Which kind of storage.
     host
-        Bucket (``gs``, ``s3``) or server (``http``, ``https``); empty for ``file`` and ``memory``.
+        Bucket (``gs``, ``s3``), server (``http``, ``https``) or layer of a phantom brain; empty for ``file`` and
+        ``memory``.
     path
         Folder inside it, without slashes at the ends; for ``file``, the absolute path of the folder.
     query
-        What follows ``?`` in an http address (a signature, a token); empty elsewhere.
+        What follows ``?`` in an http address (a signature, a token) or in one of a phantom brain (its settings);
+        empty elsewhere.
     """
 
     scheme: Scheme
@@ -76,9 +78,12 @@ class Address:
                 raise SpecError(f"{text!r} names no server: write {scheme}://server/folder")
             path = _clean(unquote(parts.path), given=text)
             return cls("http" if scheme == "http" else "https", parts.netloc, path, parts.query)
+        if scheme == "phantom-brain":
+            parts = urlsplit(text)
+            return cls("phantom-brain", parts.netloc, "", unquote(parts.query))
         raise SpecError(
             f"{text!r} has the unknown scheme {scheme!r}; there are memory://, file://, gs://, s3://, "
-            "read-only http:// and https://, and plain local paths"
+            "read-only http:// and https://, phantom-brain:// for what is computed, and plain local paths"
         )
 
     @classmethod
@@ -101,7 +106,7 @@ class Address:
     @property
     def is_read_only(self) -> bool:
         """Whether nothing can be stored here."""
-        return self.scheme in ("http", "https")
+        return self.scheme in ("http", "https", "phantom-brain")
 
     def __str__(self) -> str:
         return self.uri

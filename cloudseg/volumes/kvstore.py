@@ -149,8 +149,8 @@ def kvstore_spec(address: Address) -> dict[str, Any]:
                 "base_url": f"{address.scheme}://{address.host}/{query}",
                 "path": folder,
             }
-        case "memory":
-            raise AssertionError("memory:// does not go through tensorstore")
+        case "memory" | "phantom-brain":
+            raise AssertionError(f"{address.scheme}:// does not go through tensorstore")
 
 
 def open_kvstore(address: Address) -> ts.KvStore:

@@ -81,6 +81,10 @@ def open_objects(uri: str | os.PathLike[str]) -> VersionedObjects:
         from cloudseg.volumes.memory import MemoryObjects
 
         return MemoryObjects(address.uri)
+    if address.scheme == "phantom-brain":
+        from cloudseg.volumes.computed import maker_of
+
+        return maker_of(address).computed_objects(address)
     return KvObjects(address)
 
 

@@ -6,6 +6,7 @@ import os
 
 from cloudseg.errors import SpecError
 from cloudseg.volumes.addresses import Address
+from cloudseg.volumes.computed import is_computed, maker_of
 from cloudseg.volumes.infofile import add_scale, change_info, read_info, scales_of
 from cloudseg.volumes.memory import memory_volume
 from cloudseg.volumes.protocol import Volume, VolumeInfo
@@ -19,6 +20,7 @@ def open_volume(uri: str | os.PathLike[str], *, mip: int = 0) -> Volume:
     uri
         ``memory://name``, ``file:///folder`` (or a local path), ``gs://bucket/folder``,
         ``s3://bucket/folder``, or read-only ``http(s)://``. A prefix ``precomputed://`` is accepted.
+        ``phantom-brain://`` addresses are computed: see :mod:`cloudseg.testing.phantom_brain.door`.
     mip
         Which scale: 0 is the finest.
 
@@ -32,6 +34,8 @@ def open_volume(uri: str | os.PathLike[str], *, mip: int = 0) -> Volume:
         If the address is malformed, or has no scale ``mip``.
     """
     address = Address.parse(uri)
+    if is_computed(address):
+        return maker_of(address).open_computed(address, mip=mip)
     document = read_info(address.uri)
     infos = scales_of(document, uri=address.uri)
     if not 0 <= mip < len(infos):
@@ -70,9 +74,8 @@ def create_volume(uri: str | os.PathLike[str], info: VolumeInfo, *, mip: int = 0
     """
     address = Address.parse(uri)
     if address.is_read_only:
-        raise SpecError(
-            f"{address.uri} is a web address, which is read-only; write to file://, gs:// or s3:// instead"
-        )
+        what = "computed when it is read" if is_computed(address) else "a web address, which is read-only"
+        raise SpecError(f"{address.uri} is {what}; write to file://, gs:// or s3:// instead")
     if address.scheme != "memory":
         from cloudseg.volumes.precomputed import check_storable
 

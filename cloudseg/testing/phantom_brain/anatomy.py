@@ -110,7 +110,8 @@ def random(seed: int, stream: int, *place: Any) -> Floats:
         h = np.uint64((seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03) % 2**64)
         for part in place:
             h = _mix(h ^ (np.asarray(part, np.int64).astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9)))
-        return (_mix(h) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        drawn: Floats = (_mix(h) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return drawn
 
 
 def _mix(h: Any) -> Any:
@@ -128,7 +129,8 @@ def depth_nm(spec: BrainSpec, place_nm: Floats) -> Floats:
     share = np.abs(place_nm - np.array(spec.extent_nm) / 2) / half
     q = np.maximum((share**4).sum(axis=1) ** 0.25, 1e-6)
     steep = np.sqrt((((share / q[:, None]) ** 3 / half) ** 2).sum(axis=1))
-    return (1 - q) / steep
+    depth: Floats = (1 - q) / steep
+    return depth
 
 
 def bodies(spec: BrainSpec, low_nm: Floats, high_nm: Floats) -> Bodies:
@@ -323,12 +325,12 @@ def _lines(spec: BrainSpec, kind: int, pitch_nm: float, share: float, low: Float
     start, stop, radius = np.concatenate(starts), np.concatenate(stops), np.concatenate(radii)
     wide = (radius + TUBE_NM)[:, None]
     near = np.all((np.minimum(start, stop) - wide < high) & (np.maximum(start, stop) + wide > low), axis=1)
-    start, stop, radius = start[near], stop[near], radius[near]
-    return Tubes(np.full(len(radius), kind), start, stop, radius, radius)
+    thick = radius[near]
+    return Tubes(np.full(len(thick), kind), start[near], stop[near], thick, thick)
 
 
 def _nodes(spec: BrainSpec, index: npt.NDArray[np.int64], axis: int, stream: int, pitch_nm: float) -> Floats:
-    place: Floats = (index + 0.5) * pitch_nm
+    place: Floats = (index.astype(np.float64) + 0.5) * pitch_nm
     for other in range(3):
         if other != axis:
             place[:, other] += (random(spec.seed, stream + 1 + other, *index.T) - 0.5) * 1.1 * pitch_nm
@@ -348,7 +350,7 @@ def sections(spec: BrainSpec, first: int, last: int) -> Sections:
         return Sections(np.ones(len(z)), np.zeros(len(z)), still, np.zeros(len(z), bool))
     # The microscope is stopped every 90 sections or so: contrast jumps, and the stack goes on a little aside.
     run = (z + 37) // 90
-    gain = 1.0 + 0.12 * (2 * r(201, run) - 1) * min(often, 2.0)
+    gain: Floats = 1.0 + 0.12 * (2 * r(201, run) - 1) * min(often, 2.0)
     offset = 10.0 * (2 * r(202, run) - 1) * min(often, 2.0)
     odd = r(203) < 0.01 * often
     gain = gain * np.where(odd, 0.65 + 0.7 * r(204), 1.0)
