@@ -144,11 +144,11 @@ class _Stack:
     def __call__(self, view: Floats) -> Floats:
         """``(2, x, y, z)`` to logits ``(x, y, z)``."""
         work, total, between = self._work, self._sum, self._between
-        work.inside(self._input)[:] = np.moveaxis(view, 0, -1)
+        work.put(self._input, np.moveaxis(view, 0, -1))
         for n, (a, b) in enumerate(self._kernels):
             work.convolve(total if n else self._input, a, between, relu=n > 0, add=False)
             work.convolve(between, b, total, relu=True, add=n > 0)
-        features = np.maximum(work.inside(total), np.float32(0))
+        features = np.maximum(work.get(total), np.float32(0))
         logits: Floats = view[1] + (features @ self._head + np.float32(self._head_bias))
         return logits
 

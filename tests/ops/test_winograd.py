@@ -29,11 +29,11 @@ def test_it_is_the_convolution_with_zeros_round_it(shape, n_in, n_out, relu):
     )
     work = Workspace(shape, n_features=max(n_in, n_out))
     source, out = work.volume(n_in), work.volume(n_out)
-    work.inside(source)[:] = image
+    work.put(source, image)
     kernel = Kernel.of(weights, bias)
     work.convolve(source, kernel, out, relu=relu, add=False)
-    np.testing.assert_allclose(work.inside(out), expected, atol=2e-4)
+    np.testing.assert_allclose(work.get(out), expected, atol=2e-4)
     work.convolve(source, kernel, out, relu=relu, add=True)
-    np.testing.assert_allclose(work.inside(out), 2 * expected, atol=4e-4)
-    work.inside(out)[:] = 0
+    np.testing.assert_allclose(work.get(out), 2 * expected, atol=4e-4)
+    work.put(out, np.zeros_like(work.get(out)))
     assert not out.any(), "the rim stays zero: the next convolution reads it"
