@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,20 +27,16 @@ from cloudseg.specs import FrozenModel
 from cloudseg.tasking import memory
 from cloudseg.tasking.blocks import RENAME_BYTES_PER_VOXEL, LabelsStage, block_name, rename_block
 from cloudseg.tasking.near import Grid, Near, near
+from cloudseg.tasking.region_graphs import StoredGraphs, graph_columns
 from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
-from cloudseg.volumes.objects import Objects
 from cloudseg.volumes.protocol import Positive3
 from cloudseg.volumes.tables import get_table, put_table
-
-if TYPE_CHECKING:
-    from cloudseg.ops.region_graph import RegionGraph
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Emphasis = Annotated[int, Field(ge=0, le=1000)]
 Index = tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
 _FACES = ("x-", "x+", "y-", "y+", "z-", "z+")
-_GRAPH_COLUMNS = ("u", "v", "total", "weight", "key_u", "key_v")
 # Labels, affinities, faces and edges of a block, measured on fib25.
 _GRAPH_BYTES_PER_VOXEL = 24
 
@@ -150,7 +146,7 @@ class RegionGraphTask(BlockTask):
             faces = face_ids(labels, core=self.core, bounds=bounds)
         with ctx.step("write"):
             objects, name = ctx.open_objects(self.graph_uri), block_name(self.block)
-            put_table(objects, f"blocks/{name}/edges.parquet", _graph_columns(graph))
+            put_table(objects, f"blocks/{name}/edges.parquet", graph_columns(graph))
             put_table(objects, f"blocks/{name}/sizes.parquet", {"id": sizes.ids, "n": sizes.n})
             put_table(objects, f"blocks/{name}/faces.parquet", _face_columns(faces))
         ctx.count(voxels=self.core.n_voxels, edges=graph.n_edges, supervoxels=len(sizes.ids))
@@ -200,8 +196,8 @@ class AgglomerateTask(Task):
                 put_table(
                     objects, f"{place}/faces.parquet", {"face": pairs[0].astype(np.int8), "id": pairs[1]}
                 )
-                put_table(objects, f"{place}/edges.parquet", _graph_columns(merged.residual))
-                put_table(objects, f"{place}/small.parquet", _graph_columns(merged.small))
+                put_table(objects, f"{place}/edges.parquet", graph_columns(merged.residual))
+                put_table(objects, f"{place}/small.parquet", graph_columns(merged.small))
                 put_table(objects, f"{place}/sizes.parquet", {"id": merged.sizes.ids, "n": merged.sizes.n})
         ctx.count(edges=edges.n_edges, merged=len(merged.old), passed_up=merged.residual.n_edges)
 
@@ -454,43 +450,6 @@ def _answer_key(tree: Octree, level: int, node: XYZ) -> str:
     """Where the final names of a node's ids lie: the root's merges are final."""
     table = "merged" if level + 1 == tree.n_levels else "resolved"
     return f"level{level}/{block_name(node)}/{table}.parquet"
-
-
-def _graph_columns(graph: Any) -> dict[str, npt.NDArray[Any]]:
-    return {name: getattr(graph, name) for name in _GRAPH_COLUMNS}
-
-
-class StoredGraphs(Collection["RegionGraph"]):
-    """Region graphs in tables, each read when it is its turn, so that only one is in memory.
-
-    Attributes
-    ----------
-    n_edges
-        Edges in the graphs that were gone through last.
-    """
-
-    def __init__(self, objects: Objects, keys: Sequence[str]) -> None:
-        self._objects, self._keys = objects, keys
-        self.n_edges = 0
-
-    def __len__(self) -> int:
-        """Return the number of graphs."""
-        return len(self._keys)
-
-    def __contains__(self, graph: object) -> bool:
-        """Whether one of them is ``graph`` itself; never, as each is read anew."""
-        return False
-
-    def __iter__(self) -> Iterator[RegionGraph]:
-        """Read one after the other."""
-        from cloudseg.ops.region_graph import RegionGraph
-
-        self.n_edges = 0
-        for key in self._keys:
-            table = get_table(self._objects, key)
-            self.n_edges += len(table["u"])
-            yield RegionGraph(*(table.pop(name) for name in _GRAPH_COLUMNS))
-            memory.give_back()
 
 
 def _face_columns(faces: dict[str, npt.NDArray[np.uint64]]) -> dict[str, npt.NDArray[Any]]:

@@ -57,6 +57,14 @@ KINDS: dict[str, str] = {
     "section_links/1": "cloudseg_tasks.max_extend:SectionLinksTask",
     "section_names/1": "cloudseg_tasks.max_extend:SectionNamesTask",
     "section_rename/1": "cloudseg_tasks.max_extend:SectionRenameTask",
+    "ffn/1": "cloudseg_tasks.ffn:FloodTask",
+    "ffn_overlaps/1": "cloudseg_tasks.ffn_stitch:FloodOverlapsTask",
+    "ffn_names/1": "cloudseg_tasks.ffn_stitch:FloodNamesTask",
+    "ffn_rename/1": "cloudseg_tasks.ffn_stitch:FloodRenameTask",
+    "soma_patches/1": "cloudseg_tasks.soma_patches:SomaPatchesTask",
+    "soma_edges/1": "cloudseg_tasks.soma_patches:SomaEdgesTask",
+    "soma_stitch/1": "cloudseg_tasks.soma_stitch:SomaStitchTask",
+    "soma_rename/1": "cloudseg_tasks.soma_stitch:SomaRenameTask",
     "igneous/1": "cloudseg_tasks.igneous:IgneousTask",
 }
 

@@ -135,7 +135,7 @@ def largest_task(kind):
     def refuse(*args, **kwargs):
         raise AssertionError("planning opens nothing")
 
-    def layer(name, dtype, layer_type, n_channels=1):
+    def layer(name, dtype, layer_type, n_channels=1, made_by=""):
         info = VolumeInfo(
             bounds=Box.of_shape((8192, 8192, 4096)),
             voxel_size_nm=(8, 8, 8),
@@ -143,14 +143,16 @@ def largest_task(kind):
             n_channels=n_channels,
             layer=layer_type,
         )
-        return Layer(name=name, uri=f"gs://bucket/run/{name}", info=info)
+        return Layer(
+            name=name, uri=f"gs://bucket/run/{name}", info=info, made_by=made_by, block_shape=(256, 256, 256)
+        )
 
     layers = [
         layer("image", "uint8", "image"),
         layer("affinities", "uint8", "image", 3),
         layer("boundaries", "uint8", "image"),
         layer("supervoxels", "uint64", "segmentation"),
-        layer("segmentation", "uint64", "segmentation"),
+        layer("segmentation", "uint64", "segmentation", made_by="agglomerate.relabel"),
     ]
     site = Site(
         root="gs://bucket/run",
@@ -172,8 +174,10 @@ def largest_task(kind):
     stage = stage_class(kind).load({"kind": kind, **options.get(kind, {})}, where=kind)
     steps = stage.expand(site).steps
     # What few tasks do for much of the volume grows with it, and needs a pool of its own size: names of supervoxels,
-    # upper nodes of the octree, all passes between basins.
-    few = re.compile(r"supervoxels\.names|agglomerate\.(level|resolve)([2-9]|\d\d)|hmin_watershed\.merge")
+    # upper nodes of the octree, all passes between basins, a multicut.
+    few = re.compile(
+        r"supervoxels\.names|agglomerate\.(level|resolve)([2-9]|\d\d)|hmin_watershed\.merge|multicut\.solve"
+    )
     return max(step.task_memory_bytes for step in steps if not few.fullmatch(step.name))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
+from stage_runs import run_stages
 
 from cloudseg.errors import ModelError, SpecError
 from cloudseg.geometry import Box
@@ -15,7 +14,6 @@ from cloudseg.ops.distance_watershed import DistanceRule, distance_watershed
 from cloudseg.ops.remap import remap
 from cloudseg.ops.watershed import supervoxels
 from cloudseg.tasking.steps import Layer, Site
-from cloudseg.tasking.task import Context
 from cloudseg.testing.tiny_model import tiny_package
 from cloudseg.volumes import VolumeInfo, clear_memory, create_volume, open_objects, open_volume
 from cloudseg_tasks.agglomerate import AgglomerateStage
@@ -23,7 +21,6 @@ from cloudseg_tasks.boundaries import BoundariesStage
 from cloudseg_tasks.boundary_affinities import BoundaryAffinitiesStage
 from cloudseg_tasks.distance_watershed import DistanceWatershedStage
 from cloudseg_tasks.hmin import HMinWatershedStage
-from cloudseg_tasks.registry import load_task
 from cloudseg_tasks.supervoxels import SupervoxelsStage
 
 SHAPE = (23, 17, 13)
@@ -55,25 +52,6 @@ def put(data, uri, name="boundaries"):
 
 def noise(seed=7):
     return np.asfortranarray(np.random.default_rng(seed).integers(0, 256, SHAPE).astype(np.uint8))
-
-
-def run_stages(stages, layers, root, *, seed=0, repeat=False):
-    """Create layers and run every task from its own JSON, shuffled within a step; return all layers' voxels."""
-    layers = dict(layers)
-    ctx = Context(open_volume=open_volume, open_objects=open_objects)
-    for stage in stages:
-        plan = stage.expand(Site(root, layers, open_volume, open_objects))
-        for layer in plan.layers:
-            create_volume(layer.uri, layer.info)
-            layers[layer.name] = layer
-        for step in plan.steps:
-            tasks = list(step.tasks()) * (2 if repeat else 1)
-            assert len({t.id for t in tasks}) == step.n_tasks > 0
-            assert step.task_memory_bytes > 0
-            random.Random(seed).shuffle(tasks)
-            for task in tasks:
-                load_task(task.canonical_json()).run(ctx)
-    return {name: open_volume(layer.uri).read(layer.info.bounds) for name, layer in layers.items()}
 
 
 @pytest.mark.parametrize("block", BLOCKS)
