@@ -130,14 +130,16 @@ def _drawn(trial: Trial, image: npt.NDArray[np.generic], truth: npt.NDArray[np.g
 def _table(rows: list[dict[str, Any]], *, scored: bool) -> Table:
     table = Table(title="settings, one picture each", title_justify="left")
     table.add_column("picture")
-    table.add_column("settings", overflow="fold")
+    for setting in rows[0]["settings"]:
+        # Most options tell by their last word; the list of settings has the whole.
+        table.add_column(setting.partition("=")[0].rpartition(".")[2], overflow="fold")
     for name in ("objects", "foreground", "s", *(("ARE", "split", "merge") if scored else ())):
         table.add_column(name, justify="right")
     for row in rows:
         scores = (f"{row['are']:.4f}", f"{row['voi_split']:.3f}", f"{row['voi_merge']:.3f}") if scored else ()
         table.add_row(
             row["picture"],
-            "\n".join(row["settings"]),
+            *(setting.partition("=")[2] for setting in row["settings"]),
             f"{row['objects']:,}",
             f"{row['foreground']:.1%}",
             f"{row['seconds']:.1f}",
