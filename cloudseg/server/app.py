@@ -5,18 +5,24 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from html import escape
-from typing import Any
+from importlib import metadata
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 
-from cloudseg.errors import CloudsegError, NotFoundError, SpecError, TransientStorageError
+from cloudseg.errors import CloudsegError, SpecError
+from cloudseg.server.access import Access
+from cloudseg.server.datasets import Datasets
+from cloudseg.server.edge import Application, add_problems
 from cloudseg.server.gateway import Asked, Folder, open_folder
 from cloudseg.server.neuroglancer_client import client_router
+from cloudseg.server.numbers import Numbers
+from cloudseg.server.somas import soma_router
+from cloudseg.somas.requests import Query
 from cloudseg_viewer.links import DATA_PATH, Mount
 
 log = logging.getLogger(__name__)
@@ -31,19 +37,23 @@ _ICON = (
 # How long requests under way may take when the server is told to stop.
 _GRACE_S = 5
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-
-def create_app(mounts: Sequence[Mount], *, links: Mapping[str, str] | None = None) -> Application:
-    """Return the application that serves ``mounts`` and the Neuroglancer client.
+def create_app(
+    mounts: Sequence[Mount],
+    *,
+    links: Mapping[str, str] | None = None,
+    datasets: Datasets | None = None,
+    access: Access | None = None,
+    origins: Sequence[str] = (),
+) -> Application:
+    """Return the application that serves ``mounts``, soma catalogues and the Neuroglancer client.
 
     =========================  ====================================================
     ``/data/<mount>/<key>``    stored bytes: Range, ETag, CORS; 404 for what is not there
+    ``/v1/datasets/...``       questions to soma catalogues, see ``/openapi.json``
     ``/v/0/``                  the Neuroglancer client
-    ``/healthz``               JSON: alive, and what is mounted
+    ``/healthz``, ``/readyz``  JSON: alive, and what is mounted; whether catalogues can be asked
+    ``/metrics``               for Prometheus
     ``/``                      a page with the links
     =========================  ====================================================
 
@@ -53,46 +63,84 @@ def create_app(mounts: Sequence[Mount], *, links: Mapping[str, str] | None = Non
         Folders to offer; opening them reads nothing.
     links
         Neuroglancer links by the name that the page shows for them; they may begin with a path of this server.
+    datasets
+        Soma catalogues; none when None.
+    access
+        Who may do what; everybody may read, nobody edit, when None.
+    origins
+        Origins of pages elsewhere that may ask the soma API, ``*`` for all.
 
     Raises
     ------
     NotFoundError
         If a local folder does not exist.
     """
-    folders = {mount.name: open_folder(mount.uri) for mount in mounts}
-    api = FastAPI(title="cloudseg", docs_url=None, redoc_url=None, openapi_url=None)
+    access = access or Access()
+    datasets = datasets or Datasets([])
+    folders = {access.capability(mount.name): open_folder(mount.uri) for mount in mounts}
+    api = FastAPI(
+        title="cloudseg",
+        version=metadata.version("cloudseg"),
+        description="Somas of a brain: rows, numbers, neighbours. Lengths are nm unless `units` says otherwise.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
     closing = threading.Event()
+    numbers = Numbers()
     api.include_router(client_router(closing=closing.is_set))
-    _add_data(api, folders)
-    _add_pages(api, folders, dict(links or {}))
-    return Application(api, closing)
+    api.include_router(soma_router(datasets, access, numbers))
+    add_problems(api)
+    _add_data(api, folders, hidden=access.tokens is not None)
+    _add_pages(api, folders, {} if access.tokens else dict(links or {}), hidden=access.tokens is not None)
+    _add_state(api, datasets, numbers)
+    return Application(api, closing, numbers=numbers, origins=origins)
 
 
-def _add_data(api: FastAPI, folders: Mapping[str, Folder]) -> None:
+def _add_data(api: FastAPI, folders: Mapping[str, Folder], *, hidden: bool) -> None:
     @api.api_route(DATA_PATH + "{name}/{key:path}", methods=["GET", "HEAD"], include_in_schema=False)
     def data(name: str, key: str, request: Request) -> Response:
         folder = folders.get(name)
         if folder is None:
-            raise HTTPException(404, f"nothing is mounted as {name!r}; there are: {', '.join(folders)}")
+            # With tokens, the names of mounts are secrets.
+            there = "" if hidden else f"; there are: {', '.join(folders)}"
+            raise HTTPException(404, f"nothing is mounted as {name!r}{there}")
         answer = folder.answer(key, Asked.of(request.headers, method=request.method))
         if isinstance(answer.body, bytes):
             return Response(answer.body, answer.status, answer.headers)
         return StreamingResponse(answer.body, answer.status, answer.headers)
 
-    @api.exception_handler(CloudsegError)
-    def refused(request: Request, error: CloudsegError) -> PlainTextResponse:
-        status = 404 if isinstance(error, NotFoundError) else 400 if isinstance(error, SpecError) else 500
-        if isinstance(error, TransientStorageError):
-            status = 503
-        if status >= 500:
-            log.error("%s %s: %s", request.method, request.url.path, error)
-        return PlainTextResponse(f"{error}\n", status)
+
+def _add_state(api: FastAPI, datasets: Datasets, numbers: Numbers) -> None:
+    @api.get("/readyz", responses={503: {"description": "A catalogue cannot be asked."}})
+    def readyz() -> Response:
+        """Whether every catalogue can be asked."""
+        try:
+            for name in datasets.all():
+                datasets.catalogue(name, None)[2].query(Query(limit=1, columns=("soma_id",)))
+        except CloudsegError:
+            log.exception("not ready")
+            return JSONResponse({"status": "a catalogue cannot be asked; the log says why"}, 503)
+        return JSONResponse({"status": "ok", "datasets": len(datasets.all())})
+
+    @api.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> Response:
+        """Return counts and times for Prometheus."""
+        return PlainTextResponse(numbers.text(), media_type="text/plain; version=0.0.4")
+
+    @api.get("/version")
+    def version() -> dict[str, str]:
+        """Return the version of cloudseg."""
+        return {"cloudseg": metadata.version("cloudseg")}
 
 
-def _add_pages(api: FastAPI, folders: Mapping[str, Folder], links: Mapping[str, str]) -> None:
+def _add_pages(
+    api: FastAPI, folders: Mapping[str, Folder], links: Mapping[str, str], *, hidden: bool
+) -> None:
     @api.get("/healthz")
     def healthz() -> dict[str, object]:
-        return {"status": "ok", "mounts": {name: folder.uri for name, folder in folders.items()}}
+        """Say that the server is alive."""
+        return {"status": "ok", "mounts": {} if hidden else {name: f.uri for name, f in folders.items()}}
 
     @api.get("/", include_in_schema=False)
     def index() -> HTMLResponse:
@@ -108,62 +156,6 @@ def _add_pages(api: FastAPI, folders: Mapping[str, Folder], links: Mapping[str, 
     @api.api_route("/favicon.ico", methods=["GET", "HEAD"], include_in_schema=False)
     def icon() -> Response:
         return Response(_ICON, media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
-
-
-class Application:
-    """The routes, with leave for pages of any origin to read, errors included.
-
-    A viewer elsewhere must be able to tell a 404 from no answer. Reading is all there is, and no cookie or
-    credential is involved, so ``*`` gives nothing away that the address does not. It stands outside the framework,
-    whose own answer to a crash would otherwise go out without headers.
-
-    Parameters
-    ----------
-    app
-        The routes.
-    closing
-        Set when the server is told to stop; streams without an end take it as theirs.
-    """
-
-    def __init__(self, app: App, closing: threading.Event) -> None:
-        self._app = app
-        self.closing = closing
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (the ASGI protocol)."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        if scope["method"] == "OPTIONS":
-            await self._preflight(scope, send)
-            return
-
-        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"access-control-allow-origin", b"*"),
-                    (b"access-control-expose-headers", b"*"),
-                    # Stored bytes are data: no browser may guess that they are a page.
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
-
-    async def _preflight(self, scope: Scope, send: Send) -> None:
-        asked = next((v for k, v in scope["headers"] if k == b"access-control-request-headers"), b"range")
-        headers = [
-            (b"access-control-allow-origin", b"*"),
-            (b"access-control-allow-methods", b"GET, HEAD, OPTIONS"),
-            (b"access-control-allow-headers", asked),
-            # A public page that reads from this machine asks for this as well.
-            (b"access-control-allow-private-network", b"true"),
-            (b"access-control-max-age", b"86400"),
-            (b"allow", b"GET, HEAD, OPTIONS"),
-        ]
-        await send({"type": "http.response.start", "status": 204, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -38,6 +38,7 @@ from cloudseg.somas.requests import (
     wanted_columns,
 )
 from cloudseg.somas.schema import BY_NAME, column, plain_type, shortened
+from cloudseg.somas.store import Catalog
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,6 +76,11 @@ class Catalogue:
         self._catalog = engine.catalog
         self._from_json = from_json
         self._all_places: dict[bool, PointIndex] = {}
+
+    @property
+    def catalog(self) -> Catalog:
+        """What the version is."""
+        return self._catalog
 
     def query(self, asked: Query) -> pa.Table:
         """Return a page of rows; ``next`` of its facts is the cursor of the next one, or null."""
