@@ -88,7 +88,7 @@ class SomaPartialsTask(BlockTask):
             pair_owner = partition_of(pairs.seg_ids, n_partitions=self.n_partitions)
             for part in range(self.n_partitions):
                 rows = table.take(owner == part)
-                put_table(objects, somas_key(self.core, partition=part), soma_columns(rows))
+                put_table(objects, somas_key(self.core, partition=part), soma_columns(rows, is_part=True))
                 if self.segments_uri:
                     mine = pair_owner == part
                     shared = Contingency(pairs.seg_ids[mine], pairs.truth_ids[mine], pairs.counts[mine])

@@ -81,7 +81,7 @@ class SomaCatalogueStage(Stage):
     opinions_until: AwareDatetime | None = None
     neighbourhood_um: PositiveFloat = 25.0
     block_shape: Positive3 = (256, 256, 256)
-    voxels_per_partition: PositiveInt = 1 << 34
+    voxels_per_partition: PositiveInt = 1 << 38
     voxels_per_portion: PositiveInt = 1 << 31
 
     @model_validator(mode="after")

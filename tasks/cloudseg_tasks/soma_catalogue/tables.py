@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cloudseg.geometry import Box
 from cloudseg.ops.contingency import Contingency
-from cloudseg.ops.soma_table import SomaTable
+from cloudseg.ops.soma_table import SomaTable, add_somas
 from cloudseg.tasking.blocks import block_name
 from cloudseg.volumes.tables import Column
 
@@ -53,14 +53,18 @@ def places_key(partition: int, portion: int) -> str:
     return f"places/{partition:04d}-{portion:04d}.parquet"
 
 
-def soma_columns(table: SomaTable) -> dict[str, Column]:
-    """Return ``table`` as columns to store."""
+def soma_columns(table: SomaTable, *, is_part: bool = False) -> dict[str, Column]:
+    """Return ``table`` as columns to store. Of an empty part (most blocks have no soma) the ids will do."""
+    if is_part and not len(table):
+        return {"id": table.ids}
     columns = table.columns
     return {"id": table.ids, **{name: columns[:, i] for i, name in enumerate(_COLUMNS)}}
 
 
 def somas_of(columns: Mapping[str, Column]) -> SomaTable:
     """Return the table that :func:`soma_columns` turned into columns."""
+    if not len(columns["id"]):
+        return add_somas([])
     return SomaTable.of_columns(columns["id"], np.column_stack([columns[name] for name in _COLUMNS]))
 
 
