@@ -21,7 +21,21 @@ if TYPE_CHECKING:
     from cloudseg.ops.metrics import Culprit
 
 
-@click.command()
+class _Evaluate(click.Command):
+    """The command, with another below it: a segmentation that is called somas is written ``./somas``."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Hand over to ``somas`` if that is the first word."""
+        if args and args[0] == "somas":
+            from cloudseg.cli.evaluate_somas import somas
+
+            return somas.make_context(f"{info_name} somas", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_Evaluate)
 @click.argument("seg")
 @click.argument("truth")
 @click.option("--box", metavar="X0,Y0,Z0:X1,Y1,Z1", help="Compare here [where both have voxels].")
@@ -90,6 +104,8 @@ def evaluate(
     Both are Precomputed volumes, or files that `cloudseg ingest` reads (file.h5#dataset names an array inside).
     Adapted Rand error and variation of information are those of scikit-image; all figures are exact, from one pass
     over blocks. Segment 0 counts as a segment unless it is ignored.
+
+    `cloudseg evaluate somas SEG TRUTH` counts cell bodies or nuclei instead: AP, F1, touching pairs, volumes.
     """
     from cloudseg.ops.metrics import culprits
     from cloudseg.volumes.evaluate import Labels, skeletons_of_truth

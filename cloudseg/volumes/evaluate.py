@@ -23,6 +23,8 @@ from cloudseg.volumes.sources.base import Source
 from cloudseg.volumes.sources.open import open_source
 
 VoxelSize = tuple[float, float, float]
+Look = Callable[[Box, Array, Array, npt.NDArray[np.bool_] | None, Box], None]
+"""What another measure does with a block; see :func:`evaluate`."""
 
 # Two blocks of ids (uint64) of this size and their mask are 70 MiB; the next pair is read meanwhile.
 _BLOCK: XYZ = (256, 256, 64)
@@ -103,6 +105,8 @@ class Evaluation:
     ----------
     box
         Voxels compared, in the coordinates both share.
+    voxel_size_nm
+        Edges of a voxel; None if neither side says.
     table
         Voxels of each pair (segment, truth object) inside the mask.
     run_length
@@ -112,6 +116,7 @@ class Evaluation:
     """
 
     box: Box
+    voxel_size_nm: VoxelSize | None
     table: Contingency
     run_length: RunLength | None
     notes: tuple[str, ...]
@@ -126,6 +131,7 @@ def evaluate(
     skeletons: Skeletons | None = None,
     merge_tolerance_nodes: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
+    look: Look | None = None,
 ) -> Evaluation:
     """Count the voxels that segments and truth objects share where both exist.
 
@@ -143,6 +149,8 @@ def evaluate(
         See :func:`~cloudseg.ops.run_length.expected_run_length`.
     progress
         Called after every block.
+    look
+        Called with every block: its box, segments, truth, mask (None: all counts), and the box of all blocks.
 
     Raises
     ------
@@ -164,6 +172,8 @@ def evaluate(
         for block, a, b, inside in _ahead(list(tile(common, _BLOCK)), read):
             if nodes is not None:
                 nodes.look_up(a, inside, block)
+            if look is not None:
+                look(block, a, b, inside, common)
             yield contingency(a, b, inside)
             done += block.n_voxels
             if progress is not None:
@@ -171,7 +181,7 @@ def evaluate(
 
     table = Contingency.total(tables())
     run_length = nodes.score(merge_tolerance_nodes, notes) if nodes is not None else None
-    return Evaluation(common, table, run_length, tuple(notes))
+    return Evaluation(common, size, table, run_length, tuple(notes))
 
 
 def skeletons_of_truth(
