@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cloudseg.geometry import Box
 from cloudseg.models.layers import VoxelNetwork
+from cloudseg.models.network import Network
 from cloudseg.models.package import ModelDescription
 from cloudseg.models.predict import Model
 from cloudseg.ops.affinities import NEAREST
@@ -148,7 +149,7 @@ def judge(
         found.append(
             {
                 threshold: (contingency(segments, truth).scores(), segments)
-                for threshold, segments in _segmentations(affinities, settings)
+                for threshold, segments in segmentations(affinities, settings)
             }
         )
         predictions.append(predicted)
@@ -165,7 +166,7 @@ def judge(
     )
 
 
-def predict_whole(model: Model, image: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+def predict_whole(model: Network, image: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     """Return the blended prediction of a block, ``(c, x, y, z)``, 0 to 255; grey levels are those of uint8."""
     spec = model.spec
     bounds = Box.of_shape((image.shape[0], image.shape[1], image.shape[2]))
@@ -187,10 +188,18 @@ def predict_whole(model: Model, image: npt.NDArray[np.generic]) -> npt.NDArray[n
     return to_uint8(blender.take(bounds.stop[2])[1])
 
 
-def _segmentations(
+def segmentations(
     affinities: npt.NDArray[np.uint8], settings: SegmentationSettings
 ) -> list[tuple[float, npt.NDArray[np.uint64]]]:
-    """Return the segments at each threshold; supervoxels and their graph are made once."""
+    """Return the segments of a whole box at each threshold; supervoxels and their graph are made once.
+
+    Parameters
+    ----------
+    affinities
+        ``(c, x, y, z)`` uint8; the first three channels are the nearest neighbours.
+    settings
+        What supervoxels and agglomeration are told.
+    """
     box = Box.of_shape((affinities.shape[1], affinities.shape[2], affinities.shape[3]))
     fragments = supervoxels(affinities, core=box, bounds=box, t_low=settings.t_low, t_high=settings.t_high)
     edges = edges_of_runs(fragments.runs, affinities, core=box, bounds=box, emphasis=settings.emphasis)

@@ -16,7 +16,7 @@ from cloudseg.models.predict import load_model
 from cloudseg.ops.boundaries import boundary_affinities
 from cloudseg.training.checkpoint import averaged_weights, read_checkpoint
 from cloudseg.training.history import read_lines
-from cloudseg.training.judge import SegmentationSettings, Verdict, _segmentations, judge
+from cloudseg.training.judge import SegmentationSettings, Verdict, judge, segmentations
 from cloudseg.training.labels import renumber
 from cloudseg.training.loop import _State
 from cloudseg.training.sampling import LabelledBlock
@@ -41,7 +41,7 @@ def test_the_judge_scores_as_scikit_image_does(runs, phantom):
     from cloudseg.training.judge import predict_whole
 
     affinities = predict_whole(model, block.image)
-    for threshold, segments in _segmentations(affinities, config.segmentation):
+    for threshold, segments in segmentations(affinities, config.segmentation):
         expected = adapted_rand_error(
             np.asarray(phantom.labels[:, :, 32:]).astype(int), segments.astype(int)
         )[0]
@@ -153,7 +153,7 @@ def test_a_boundary_of_two_cells_segments_them():
     boundary[5:7] = 230
     settings = SegmentationSettings(thresholds=(0.5,), min_size_vx=1)
     box = Box.of_shape(boundary.shape)
-    ((_, segments),) = _segmentations(boundary_affinities(boundary, core=box, bounds=box), settings)
+    ((_, segments),) = segmentations(boundary_affinities(boundary, core=box, bounds=box), settings)
     assert segments[0, 0, 0] != segments[-1, 0, 0]
     assert len(np.unique(segments[:4])) == len(np.unique(segments[8:])) == 1
     assert renumber(labels, zero="unknown").min() == 2
