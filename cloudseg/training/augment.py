@@ -89,6 +89,17 @@ def bend(
         position[axis] += np.tensordot(part, along_z, axes=(1, 1))
 
 
+def elastic(position: Positions, *, rng: np.random.Generator, alpha_vx: float, sigma_vx: float) -> None:
+    """Displace along x and y, all sections alike: noise from -1 to 1, smoothed, times ``alpha_vx``.
+
+    After Simard et al. 2003 (https://doi.org/10.1109/ICDAR.2003.1227801).
+    """
+    for axis in range(2):
+        noise = rng.uniform(-1.0, 1.0, position.shape[1:3]).astype(np.float32)
+        field = ndimage.gaussian_filter(noise, sigma_vx, mode="constant") * np.float32(alpha_vx)
+        position[axis] += field[:, :, None]
+
+
 def slide(position: Positions, *, rng: np.random.Generator, most_vx: float) -> None:
     """Shift all sections above a random one along x and y: the stack was badly aligned there."""
     z = int(rng.integers(1, max(position.shape[3], 2)))

@@ -172,6 +172,54 @@ class LightAugmentation(Geometry):
         ]
 
 
+class SomaAugmentation(Geometry):
+    """``kind = "soma"``: as the published soma pipeline (EMADS, CVPR 2023) trains; with faults of sections, if wanted.
+
+    Attributes
+    ----------
+    elastic, alpha_vx, sigma_vx
+        Elastic deformation within sections, all alike; strength and smoothness of its displacements.
+    grey
+        Contrast, brightness and gamma of the patch, or of each section by itself.
+    misalign, misalign_vx, missing_section, section_contrast, contrast_jump
+        As for ``em``; the published code has most of these and leaves them off. Sections of real stacks need them.
+    """
+
+    kind: Literal["soma"] = "soma"
+    rotate: Probability = 0.3
+    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 20.0
+    bend: Probability = 0.0
+    elastic: Probability = 0.5
+    alpha_vx: Annotated[float, Field(ge=0, le=64)] = 16.0
+    sigma_vx: Annotated[float, Field(gt=0, le=64)] = 4.0
+    grey: Probability = 0.5
+    misalign: Probability = 0.0
+    misalign_vx: Annotated[float, Field(ge=0, le=64)] = 16.0
+    missing_section: Probability = 0.0
+    section_contrast: Probability = 0.0
+    contrast_jump: Probability = 0.0
+
+    def slid(self, shape: XYZ, *, rng: np.random.Generator) -> Positions | None:
+        """Return positions with sections out of place or elastically deformed, or None."""
+        slides, deforms = rng.random() < self.misalign and shape[2] > 1, rng.random() < self.elastic
+        if not slides and not deforms:
+            return None
+        position = augment.grid(shape)
+        if slides:
+            augment.slide(position, rng=rng, most_vx=self.misalign_vx)
+        if deforms:
+            augment.elastic(position, rng=rng, alpha_vx=self.alpha_vx, sigma_vx=self.sigma_vx)
+        return position
+
+    def _changes(self) -> list[tuple[float, _Change]]:
+        return [
+            (self.grey, grey.published_grey),
+            (self.section_contrast, grey.recolour_section),
+            (self.contrast_jump, grey.jump),
+            (self.missing_section, grey.lose_sections),
+        ]
+
+
 class NoAugmentation(Geometry):
     """``kind = "none"``: patches as they are, or only with the geometry that is asked for."""
 
@@ -186,13 +234,15 @@ def _long_blur(image: Image, *, rng: np.random.Generator) -> Image:
 
 
 Augmentation = Annotated[
-    ElectronAugmentation | LightAugmentation | NoAugmentation, Field(discriminator="kind")
+    ElectronAugmentation | LightAugmentation | SomaAugmentation | NoAugmentation, Field(discriminator="kind")
 ]
 
 
 def without_bending(augmentation: Augmentation) -> Augmentation:
     """Return the settings for blocks with single labelled planes: resampling would tear these."""
     changes: dict[str, Any] = {
-        name: 0.0 for name in ("bend", "rotate", "misalign") if name in type(augmentation).model_fields
+        name: 0.0
+        for name in ("bend", "rotate", "misalign", "elastic")
+        if name in type(augmentation).model_fields
     }
     return augmentation.model_copy(update=changes)

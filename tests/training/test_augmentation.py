@@ -11,6 +11,7 @@ from cloudseg.training.augmentation import (
     ElectronAugmentation,
     LightAugmentation,
     NoAugmentation,
+    SomaAugmentation,
     without_bending,
 )
 from cloudseg.training.labels import UNKNOWN
@@ -132,7 +133,33 @@ def test_image_and_labels_move_together(block, kind):
     assert np.mean(agreed) > 0.97
 
 
-@pytest.mark.parametrize("how", [ElectronAugmentation(), LightAugmentation(), NoAugmentation()])
+def test_published_deformation_is_one_for_all_sections_and_as_strong_as_told(block):
+    how = SomaAugmentation(elastic=1.0, rotate=0.0)
+    position = how.moves((40, 30, 6), rng=np.random.default_rng(1), voxel_size_nm=NM, isotropic=False)
+    moved = position - augment.grid((40, 30, 6))
+    assert (moved == moved[:, :, :, :1]).all()
+    assert (moved[2] == 0).all()
+    # Uniform noise of deviation 1/sqrt(3), smoothed in 2D by 4 voxels: 1 / (2 sqrt(pi) 4) of it is left.
+    expected = 16 / 3**0.5 / (2 * np.pi**0.5 * 4)
+    assert 0.6 * expected < moved[:2].std() < 1.4 * expected
+
+
+def test_published_grey_is_one_for_the_patch_or_one_for_each_section():
+    image = np.random.default_rng(0).random((16, 16, 5), np.float32)
+    image[:, :, 1:] = image[:, :, :1]
+    kinds = set()
+    for seed in range(12):
+        changed = grey.published_grey(image, rng=np.random.default_rng(seed))
+        assert 0 <= changed.min() <= changed.max() <= 1
+        order = np.argsort(image[:, :, 0], axis=None)
+        assert (np.diff(changed[:, :, 0].reshape(-1)[order]) >= 0).all(), "darker stays darker"
+        kinds.add(bool((changed == changed[:, :, :1]).all()))
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize(
+    "how", [ElectronAugmentation(), LightAugmentation(), SomaAugmentation(), NoAugmentation()]
+)
 @pytest.mark.parametrize("isotropic", [True, False])
 def test_the_same_seed_gives_the_same_patch_and_another_seed_another(block, how, isotropic):
     draw = sampler(block, augmentation=how, isotropic=isotropic)
@@ -156,6 +183,7 @@ CHANGES = [
     grey.recolour_section,
     grey.jump,
     grey.defocus_section,
+    grey.published_grey,
     grey.shot_noise,
     grey.dim_with_depth,
     grey.haze,
