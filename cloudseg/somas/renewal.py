@@ -67,6 +67,18 @@ class Verdicts:
             if each.value == "merged" and each.target_id not in (None, soma)
         }
 
+    @property
+    def manual_places_nm(self) -> dict[int, tuple[float, float, float]]:
+        """Where the somas lie that were added by hand."""
+        return {
+            soma: (each.x_nm, each.y_nm, each.z_nm)
+            for soma, each in sorted(self.status.items())
+            if each.value == "manual"
+            and each.x_nm is not None
+            and each.y_nm is not None
+            and each.z_nm is not None
+        }
+
     def status_columns(self, ids: Ids) -> dict[str, Any]:
         """Return ``status`` and ``superseded_by`` of somas that were measured."""
         import pyarrow as pa
@@ -104,14 +116,14 @@ class Verdicts:
 
         have = set(known.tolist())
         rows: list[dict[str, Any]] = []
-        for soma, each in sorted(self.status.items()):
-            if each.value != "manual" or soma in have or None in (each.x_nm, each.y_nm, each.z_nm):
+        for soma, place in self.manual_places_nm.items():
+            if soma in have:
                 continue
             row: dict[str, Any] = dict.fromkeys((c.name for c in COLUMNS if c.required), 0)
             row |= {"soma_id": soma, "status": "manual"}
-            for axis in "xyz":
+            for axis, value in zip("xyz", place, strict=True):
                 for name in (f"{axis}_nm", f"anchor_{axis}_nm", f"bbox_min_{axis}_nm", f"bbox_max_{axis}_nm"):
-                    row[name] = getattr(each, f"{axis}_nm")
+                    row[name] = value
             for name in ("kind", *_TEXTS):
                 said = getattr(self, name).get(soma)
                 row[name] = said and said.value

@@ -22,6 +22,7 @@ STAGES: dict[str, str] = {
     "morphology": "cloudseg_tasks.morphology:MorphologyStage",
     "components": "cloudseg_tasks.components:ComponentsStage",
     "classify": "cloudseg_tasks.classify:ClassifyStage",
+    "soma_ids": "cloudseg_tasks.soma_ids:SomaIdsStage",
     "soma_catalogue": "cloudseg_tasks.soma_catalogue:SomaCatalogueStage",
     "soma_heads": "cloudseg_tasks.soma_heads:SomaHeadsStage",
     "soma_locate": "cloudseg_tasks.soma_locate:SomaLocateStage",

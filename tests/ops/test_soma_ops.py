@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import Box, tile
+from cloudseg.ops.contingency import contingency
+from cloudseg.ops.soma_match import match
 from cloudseg.ops.soma_places import ball_fractions, deepest_voxel, nearest_distances, neighbour_counts
 from cloudseg.ops.soma_table import add_somas, describe_somas, measure_somas, renamed_somas
 
@@ -189,3 +191,29 @@ def test_a_ball_in_the_middle_a_face_or_a_corner_of_a_box_lies_in_it_wholly_half
     found = ball_fractions(points, radius_nm=10, lower_nm=(0, 0, 0), upper_nm=(100, 100, 100))
     # A cap of height h is h^2 (3 r - h) pi / 3 of 4 pi r^3 / 3.
     np.testing.assert_allclose(found, [1, 0.5, 0.25, 0.125, 1 - 25 * 25 / 4000], atol=0.01)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 999), share=st.sampled_from([0.0, 0.25, 0.6]))
+def test_somas_are_matched_by_the_largest_overlap_that_is_free(shape, seed, share):
+    rng = np.random.default_rng(seed)
+    new, old = (rng.integers(0, 4, shape).repeat(2, axis=0).astype(np.uint64) for _ in range(2))
+    new = np.where(rng.random(new.shape) < 0.6, old, new)
+    found = match(contingency(new, old, mask=(new > 0) | (old > 0)), min_share=share)
+    pairs, covers = {}, {}
+    n = {
+        (a, b): int(((new == a) & (old == b)).sum())
+        for a in np.setdiff1d(new, [0]).tolist()
+        for b in np.setdiff1d(old, [0]).tolist()
+    }
+    for a, b in sorted(n, key=lambda ab: (-n[ab], ab[1], ab[0])):
+        if not n[a, b]:
+            continue
+        if n[a, b] > share * min((new == a).sum(), (old == b).sum()):
+            if a not in pairs and b not in pairs.values():
+                pairs[a] = b
+        if n[a, b] > share * (old == b).sum():
+            covers.setdefault(b, a)
+    covers = {b: a for b, a in covers.items() if b not in pairs.values()}
+    assert dict(zip(found.new.tolist(), found.old.tolist(), strict=True)) == pairs
+    assert dict(zip(found.covered.tolist(), found.by.tolist(), strict=True)) == covers

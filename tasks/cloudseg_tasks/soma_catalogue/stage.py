@@ -30,7 +30,7 @@ _MOST_SOMAS_PER_UM3 = 1 / 500
 
 
 class SomaCatalogueStage(Stage):
-    """The table of all somas of a segmentation, published as a version of ``<root>/somas``.
+    """The table of all somas of a segmentation, published as a version of a catalogue.
 
     Attributes
     ----------
@@ -50,6 +50,8 @@ class SomaCatalogueStage(Stage):
         Name of a layer of regions; their names and sides are its segment properties.
     meshes
         Whether the somas have meshes (a stage ``meshes`` before this one), from which surface and sphericity come.
+    catalogue
+        Address of the catalogue; ``<root>/somas`` by default. Name that of an earlier run to add a version to it.
     ids
         Label of the stage ``soma_ids`` before this one, if there is one: its tombstones come into the table.
     previous
@@ -76,6 +78,7 @@ class SomaCatalogueStage(Stage):
     segments_mip: NonNegativeInt = 0
     atlas: str = ""
     meshes: bool = False
+    catalogue: str = ""
     ids: str = ""
     previous: PositiveInt | None = None
     opinions_until: AwareDatetime | None = None
@@ -158,7 +161,7 @@ class SomaCatalogueStage(Stage):
         def publish() -> Iterator[Task]:
             yield SomaCatalogueTask(
                 graph_uri=graph_uri,
-                catalogue_uri=f"{root}/somas",
+                catalogue_uri=self.catalogue or f"{root}/somas",
                 version=self.version,
                 fields=CatalogueFields(dataset=self.dataset or _last_name(root), made_from=made_from),
                 bounds=bounds,
