@@ -14,8 +14,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from cloudseg.errors import ModelError, SpecError
 from cloudseg.geometry import Box
 from cloudseg.models.network import Network
+from cloudseg.models.open_network import open_network
 from cloudseg.models.package import ModelDescription, load_spec
-from cloudseg.models.shared import SharedNetwork
 from cloudseg.models.stream import predict_block
 from cloudseg.ops.candidates import near_candidates
 from cloudseg.ops.lattice import PatchLattice
@@ -141,26 +141,12 @@ class SomaHeadsTask(BlockTask):
         return wanted
 
     def _load_model(self, ctx: Context) -> Network:
-        options = self.options
-        if ctx.network:
-            return SharedNetwork(
-                ctx.network,
-                options.model,
-                offsets=(),
-                device=options.device,
-                precision=options.precision,
-                sha256=self.weights_sha256,
-                objects=ctx.open_objects,
-            )
-        # torch loads here, in the worker: planning does without it.
-        from cloudseg.models.predict import load_model
-
-        return load_model(
-            options.model,
-            offsets=(),
-            device=options.device,
-            precision=options.precision,
+        return open_network(
+            self.options.model,
+            shared=ctx.network,
             sha256=self.weights_sha256,
+            device=self.options.device,
+            precision=self.options.precision,
             objects=ctx.open_objects,
         )
 
