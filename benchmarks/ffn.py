@@ -1,0 +1,273 @@
+"""Is our flood filling the published one? What does its loop cost, what do the faster ways change.
+
+On a cube from the middle of FIB-25 sample 2 with the published network (or on a phantom with one made by hand):
+
+- seconds of processor time of a step of the faithful mode over one pass of the network alone;
+- the faithful run beside faster ones: steps, seconds, accuracy against the open labels and against the faithful run,
+  where fields of view may be centred (half a field of view from the sides);
+- ``--blocks``: the same cube in 2 x 2 x 2 blocks, stitched, against one run, and the table of seams;
+- ``--first``: the first object of the whole volume, which must be id 1 of the published segmentation. It takes half an
+  hour; ``--state FILE`` keeps it on the way, and ``--minutes`` stops there.
+
+Usage: python benchmarks/ffn.py [--data $CLOUDSEG_DATA] [--edge 80] [--blocks | --first [--state FILE] [--minutes 9]]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from cloudseg.models.flood import FloodNetwork, load_flood_network
+from cloudseg.models.package import save_package
+from cloudseg.models.predict import use_threads
+from cloudseg.models.published_ffn import read_published_ffn
+from cloudseg.ops.contingency import contingency
+from cloudseg.ops.flood import Canvas, FloodRule, normalised
+from cloudseg.ops.flood_seeds import peak_seeds, with_full_view
+from cloudseg.tasking.steps import Layer, Site
+from cloudseg.tasking.task import Context
+from cloudseg.testing.bright_model import bright_package
+from cloudseg.testing.phantom import neurite_phantom
+from cloudseg.testing.runs import print_table, store
+from cloudseg.testing.tiny_model import tiny_description
+from cloudseg.volumes import create_volume, open_objects, open_volume
+from cloudseg.volumes.tables import get_table
+from cloudseg_tasks.ffn import FloodStage
+from cloudseg_tasks.ffn_stitch import FloodStitchStage
+
+VARIANTS = {
+    "faithful": {},
+    "waves of 8": {"wave": 8},
+    "bfloat16, waves of 8": {"wave": 8, "precision": "bfloat16"},
+    "bfloat16, waves of 8, moves of 12": {"wave": 8, "precision": "bfloat16", "delta": 12},
+}
+
+
+def package(folder: str, data: Path | None) -> str:
+    """Write the published network, or one made by hand, as a package."""
+    uri = f"file://{folder}/model"
+    if data is None:
+        return bright_package(uri, fov=(17, 17, 17), deltas=(4, 4, 4))
+    arguments, weights = read_published_ffn(data / "models" / "ffn_fib25.safetensors")
+    shape = {"patch_shape": arguments.fov, "context": (0, 0, 0), "blend": (0, 0, 0)}
+    # Voxels of 8 nm, grey levels less 128 over 33: as the tiny model's.
+    description = tiny_description(
+        name="ffn_fib25", architecture="ffn", output="object", arguments=arguments, offsets=(), **shape
+    )
+    save_package(uri, description, weights)
+    return uri
+
+
+def cube(data: Path | None, edge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return image and labels of the middle of sample 2 (labels are 0 from section 160 on), or of a phantom."""
+    if data is None:
+        phantom = neurite_phantom((edge, edge, edge), seed=0)
+        return phantom.image, phantom.labels
+    low = (250 - edge) // 2
+    at = (slice(low, low + edge),) * 3
+    image = np.load(data / "fib25" / "sample2_image.npz")["image"]
+    truth = np.zeros(image.shape, np.uint64)
+    with np.load(data / "fib25" / "sample2_labels_z000_160.npz") as arrays:
+        truth[:, :, :160] = next(iter(arrays.values()))
+    return np.asfortranarray(image[at]), np.asfortranarray(truth[at])
+
+
+def flood(
+    image: np.ndarray,
+    network: FloodNetwork,
+    *,
+    wave: int = 1,
+    delta: int = 0,
+    pause: Callable[[], bool] | None = None,
+) -> tuple[Canvas, float]:
+    """Fill a volume; return the canvas, and the seconds of processor time without those for seeds."""
+    norm = network.spec.normalisation
+    deltas = (delta,) * 3 if delta else network.deltas
+    rule = FloodRule(fov=network.fov, deltas=deltas, wave=wave)
+    canvas = Canvas(normalised(image, mean=norm.mean, deviation=norm.deviation), rule, network)
+    seeds = with_full_view(peak_seeds(canvas.image), canvas.shape, fov=network.fov)
+    started = time.process_time()
+    canvas.run(seeds, pause=pause)
+    return canvas, time.process_time() - started
+
+
+def scores(labels: np.ndarray, truth: np.ndarray, *, ignored: tuple[int, ...] = ()) -> tuple[str, ...]:
+    """Return adapted Rand error and both parts of the variation of information."""
+    s = contingency(labels, truth).scores(ignore_seg=ignored)
+    return tuple(f"{v:.4f}" for v in (s.adapted_rand_error, s.voi_split, s.voi_merge))
+
+
+def compare(image: np.ndarray, truth: np.ndarray, uri: str, *, n_bare: int) -> None:
+    """Print what a step costs, and the table of variants."""
+    networks = {p: load_flood_network(uri, device="cpu", precision=p) for p in ("float32", "bfloat16")}
+    half = networks["float32"].fov[0] // 2
+    inner = (slice(half, -half),) * 3
+    rows, faithful, faithful_s, cost = [], np.zeros(0), 0.0, []
+    for name, given in VARIANTS.items():
+        options = dict(given)
+        network = networks[options.pop("precision", "float32")]
+        if "delta" in options and options["delta"] > half:
+            options["delta"] = half  # a tiny network
+        views = np.zeros((1, 2, *network.fov), np.float32)
+        network(views)
+        started = time.process_time()
+        for _ in range(n_bare):
+            network(views)
+        bare = (time.process_time() - started) / n_bare
+        canvas, seconds = flood(image, network, **options)
+        labels, counts = canvas.labels()[inner], canvas.counts
+        if name == "faithful":
+            faithful, faithful_s = labels, seconds
+        step = seconds / max(1, counts.steps)
+        cost.append((name, f"{bare:.4f}", f"{step:.4f}", f"{bare / step:.0%}"))
+        between = contingency(labels, faithful).scores(ignore_truth=())
+        rows.append(
+            (
+                name,
+                counts.steps,
+                counts.waves,
+                counts.fills,
+                counts.objects,
+                f"{seconds:.1f}",
+                f"{faithful_s / seconds:.1f}",
+                *scores(labels, truth[inner]),
+                *scores(labels, truth[inner], ignored=(0,)),
+                f"{between.voi_sum:.3f}",
+            )
+        )
+    print_table("processor seconds of a step", ("mode", "network alone", "in the loop", "share"), cost)
+    header = ("mode", "steps", "waves", "fills", "objects", "CPU s", "times faster", "ARE", "split", "merge")
+    print_table(
+        f"modes, {image.shape[0]}^3, inner {labels.shape[0]}^3",
+        (*header, "ARE without 0", "split", "merge", "VOI to faithful"),
+        rows,
+    )
+
+
+def blockwise(
+    image: np.ndarray, truth: np.ndarray, uri: str, folder: str, *, precision: str, halo: int
+) -> None:
+    """Print how 2 x 2 x 2 blocks agree with one run, and the seams."""
+    edge = image.shape[0]
+    chunk = edge // 2
+    source = store(f"file://{folder}/image", image)
+    results, seams = {}, {}
+    for name, block in {"one": edge, "blocks": chunk}.items():
+        root = f"file://{folder}/{name}"
+        shape = {"block_shape": (block,) * 3, "chunk_shape": (chunk,) * 3, "halo": (halo,) * 3}
+        stages = (
+            FloodStage(model=uri, device="cpu", precision=precision, wave=8, **shape),
+            FloodStitchStage(margin_nm=8.0 * (halo // 2), **shape),
+        )
+        layers = {"image": Layer("image", source, open_volume(source).info)}
+        context = Context(open_volume=open_volume, open_objects=open_objects)
+        started = time.process_time()
+        for stage in stages:
+            plan = stage.expand(Site(root, layers, open_volume, open_objects))
+            for layer in plan.layers:
+                create_volume(layer.uri, layer.info)
+                layers[layer.name] = layer
+            for step in plan.steps:
+                for task in step.tasks():
+                    task.run(context)
+        volume = open_volume(f"{root}/segmentation")
+        results[name] = (volume.read(volume.info.bounds), time.process_time() - started, context.counters)
+        seams = get_table(open_objects(f"{root}/graph/ffn_stitch"), "seams.parquet")
+    half = load_flood_network(uri, device="cpu").fov[0] // 2
+    inner = (slice(half, -half),) * 3
+    one = results["one"][0]
+    rows = [
+        (
+            name,
+            len(np.unique(labels)) - 1,
+            counters["steps"],
+            f"{seconds:.1f}",
+            *scores(labels[inner], truth[inner]),
+            *scores(labels[inner], one[inner]),
+        )
+        for name, (labels, seconds, counters) in results.items()
+    ]
+    header = ("run", "objects", "steps", "CPU s", "ARE", "split", "merge")
+    print_table(
+        f"blocks of {chunk}^3 and a halo of {halo}, {precision}",
+        (*header, "ARE to one", "split", "merge"),
+        rows,
+    )
+    names = list(seams)
+    print_table("seams", names, zip(*(seams[n].tolist() for n in names), strict=True))
+
+
+def first_object(data: Path, uri: str, *, state: Path | None, minutes: float) -> None:
+    """Grow the first object of the whole volume and compare it with the published one."""
+    network = load_flood_network(uri, device="cpu")
+    image = np.load(data / "fib25" / "sample2_image.npz")["image"]
+    canvas = Canvas(normalised(image, mean=128, deviation=33), FloodRule(), network)
+    seeds = with_full_view(peak_seeds(canvas.image), canvas.shape, fov=network.fov)
+    if state is not None and state.exists():
+        with np.load(state) as arrays:
+            canvas.restore({name: arrays[name] for name in arrays.files})
+    end = time.monotonic() + 60 * minutes
+    canvas.run(seeds, pause=lambda: bool(canvas.origins) or time.monotonic() > end)
+    if not canvas.origins:
+        if state is not None:
+            np.savez(state, **canvas.state())
+        print(f"{canvas.counts.steps} steps after {minutes:g} minutes: the same command goes on from there")
+        return
+    published = next(iter(np.load(data / "fib25" / "ffn_published_sample2.npz").values())) == 1
+    ours = canvas.segments == 1
+    _, x, y, z, steps = canvas.origins[0]
+    print_table(
+        "first object of the whole volume",
+        ("seeds", "seed (z, y, x)", "steps", "voxels", "published", "voxels that differ"),
+        [
+            (
+                len(seeds),
+                (z, y, x),
+                steps,
+                int(ours.sum()),
+                int(published.sum()),
+                int((ours != published).sum()),
+            )
+        ],
+    )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=os.environ.get("CLOUDSEG_DATA"))
+    parser.add_argument("--edge", type=int, default=80)
+    parser.add_argument("--bare", type=int, default=10, help="passes of the network alone")
+    parser.add_argument("--blocks", action="store_true")
+    parser.add_argument("--halo", type=int, default=32)
+    parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--first", action="store_true")
+    parser.add_argument("--state", type=Path)
+    parser.add_argument("--minutes", type=float, default=600)
+    given = parser.parse_args()
+    use_threads(1)
+    data = given.data and Path(given.data)
+    with tempfile.TemporaryDirectory() as folder:
+        uri = package(folder, data)
+        if given.first:
+            if data is None:
+                parser.error("--first needs the real data: give --data")
+            first_object(data, uri, state=given.state, minutes=given.minutes)
+            return
+        image, truth = cube(data, given.edge)
+        if given.blocks:
+            blockwise(image, truth, uri, folder, precision=given.precision, halo=given.halo)
+        else:
+            compare(image, truth, uri, n_bare=given.bare)
+
+
+if __name__ == "__main__":
+    main()
