@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import mimetypes
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,9 @@ from typing import BinaryIO, Protocol
 
 from cloudseg.errors import CorruptDataError, NotFoundError, SpecError, StorageError
 from cloudseg.server.ranges import ByteRange, accepts, matches, parse_range
+from cloudseg.volumes import open_objects
 from cloudseg.volumes.addresses import Address
+from cloudseg.volumes.computed import is_computed
 from cloudseg.volumes.parts import Parts
 
 # What cloud-volume appends to a file's name instead of setting a Content-Encoding, and the coding that it means.
@@ -86,7 +89,48 @@ def open_folder(uri: str) -> Folder:
         return LocalFolder(Path(address.path))
     if address.scheme == "memory":
         raise SpecError(f"{uri} lives in the memory of another process: nothing can be served from it")
+    if is_computed(address):
+        return ComputedFolder(uri)
     return BucketFolder(uri)
+
+
+class ComputedFolder:
+    """A volume that is computed when it is read, chunk by chunk; nothing of it is stored.
+
+    Parameters
+    ----------
+    uri
+        Its address.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._objects = open_objects(uri)
+        self._objects.get("info")  # refused now, not by every chunk
+
+    @property
+    def uri(self) -> str:
+        """Where it seems to live."""
+        return self._objects.uri
+
+    def answer(self, key: str, asked: Asked) -> Answer:
+        """Return the answer for ``key``; see :class:`Folder`.
+
+        Raises
+        ------
+        NotFoundError
+            If the volume has no such object.
+        """
+        if not _is_plain(key):
+            raise NotFoundError(f"there is no {key!r} in {self.uri}")
+        data = self._objects.get(key)
+        headers = {
+            "Cache-Control": _CACHING,
+            "Accept-Ranges": "bytes",
+            "Content-Type": _content_type(key),
+            "Last-Modified": formatdate(0, usegmt=True),
+            "ETag": f'"{hashlib.sha256(data).hexdigest()[:16]}"',
+        }
+        return _send(_Bytes(data), len(data), headers, asked)
 
 
 class LocalFolder:

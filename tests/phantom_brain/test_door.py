@@ -6,11 +6,15 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from cloudseg.cli.main import cli
 from cloudseg.errors import BoxOutOfBoundsError, NotFoundError, SpecError
 from cloudseg.geometry import Box
+from cloudseg.server.gateway import Asked, open_folder
 from cloudseg.testing.phantom_brain import BrainSpec, PhantomBrain, brain_uri
 from cloudseg.volumes import create_volume, open_objects, open_volume, scales
+from cloudseg.volumes.tables import get_table
 
 SPEC = BrainSpec(seed=6, shape=(128, 128, 70), voxel_size_nm=(160.0, 160.0, 160.0), pairs=0.5)
 BOX = Box((10, 20, 30), (60, 50, 41))
@@ -95,3 +99,58 @@ def test_what_makes_no_sense_is_named(uri, said):
 def test_a_scale_that_is_not_there_is_refused():
     with pytest.raises(SpecError, match="no scale 3"):
         open_volume(brain_uri(SPEC), mip=3)
+
+
+def test_a_viewer_is_sent_what_a_bucket_would_send():
+    folder = open_folder(brain_uri(SPEC))
+    answer = folder.answer("160_160_160/0-64_0-64_0-64", Asked())
+    assert answer.status == 200
+    assert len(answer.body) == 64**3
+    part = folder.answer("160_160_160/0-64_0-64_0-64", Asked.of({"range": "bytes=10-19"}, method="GET"))
+    assert part.status == 206
+    assert part.body == answer.body[10:20]
+    again = folder.answer(
+        "160_160_160/0-64_0-64_0-64", Asked.of({"if-none-match": answer.headers["ETag"]}, method="GET")
+    )
+    assert again.status == 304
+    for key in ("mesh/info", "../info"):
+        with pytest.raises(NotFoundError, match="there is no"):
+            folder.answer(key, Asked())
+
+
+def test_the_command_writes_a_brain_and_its_truth(tmp_path):
+    words = [
+        "phantom",
+        str(tmp_path / "brain"),
+        "--brain",
+        "--shape",
+        "70,66,64",
+        "--voxel-size",
+        "200,200,200",
+    ]
+    result = CliRunner().invoke(cli, [*words, "--seed", "5", "--set", "tissue=all"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    brain = PhantomBrain(
+        BrainSpec(seed=5, shape=(70, 66, 64), voxel_size_nm=(200.0, 200.0, 200.0), tissue="all")
+    )
+    root = f"file://{tmp_path}/brain"
+    for name, make in (("image", brain.image), ("truth", brain.labels)):
+        volume = open_volume(f"{root}/{name}")
+        np.testing.assert_array_equal(volume.read(volume.info.bounds), make(brain.spec.bounds))
+    table = get_table(open_objects(root), "bodies.parquet")
+    assert len(table["id"]) == len(brain.bodies().ids) > 5
+    assert set(get_table(open_objects(root), "contacts.parquet")) == {"a", "b", "n_faces"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "pairs=1"], "--set is for --brain"),
+        (["--brain", "--set", "pairs"], "--set needs KEY=VALUE"),
+        (["--brain", "--set", "pears=1"], "unknown key 'pears'"),
+        (["--brain", "--voxel-size", "8,8"], "voxel_size_nm"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path, words, said):
+    with pytest.raises(SpecError, match=said):
+        CliRunner().invoke(cli, ["phantom", str(tmp_path), *words], catch_exceptions=False)
