@@ -39,6 +39,7 @@ def train(config: Path, *, overrides: tuple[str, ...], threads: int | None) -> N
     """
     try:
         from cloudseg.models.predict import use_threads
+        from cloudseg.training.colours import fit_tracker, load_tracker_training
         from cloudseg.training.config import load_config
         from cloudseg.training.crew import Crew
         from cloudseg.training.fit import fit
@@ -46,9 +47,16 @@ def train(config: Path, *, overrides: tuple[str, ...], threads: int | None) -> N
         from cloudseg.training.judge import METRICS
     except ModuleNotFoundError as error:
         raise MissingExtraError.of(str(error.name), extra="train") from error
-    settings = load_config(config, overrides=overrides)
     if threads is not None:
         use_threads(threads)
+    tracker = load_tracker_training(config, overrides=overrides)
+    if tracker is not None:
+        with _Display(tracker.schedule.n_steps, shown=True) as display:
+            made = fit_tracker(tracker, report=display.report)
+        click.echo(f"{tracker.output}: model {made.name!r}, {made.weights.n_parameters:,} parameters")
+        click.echo(f"use it with: model = {tracker.output!r} in the colour_track stage")
+        return
+    settings = load_config(config, overrides=overrides)
     crew = Crew.join(settings.schedule.device)
     with _Display(settings.schedule.n_steps, shown=crew.is_first) as display:
         spec = fit(settings, make_phantom=_phantom, report=display.report, crew=crew)

@@ -159,8 +159,8 @@ def inner(section: Ids) -> Ids:
 
 def _step(now: Ids, segments: Ids, *, z: int, following: int, predict: Predict, rule: TrackRule) -> Ids:
     """Return the tracks of the next section."""
-    names, places = np.unique(now, return_inverse=True)
-    places = places.reshape(now.shape).astype(np.int32)
+    names, index = np.unique(now, return_inverse=True)
+    places: npt.NDArray[np.int32] = index.reshape(now.shape).astype(np.int32)
     if names[0] == 0:
         names = names[1:]
     else:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box
-from cloudseg.models.package import ModelDescription
 from cloudseg.training.config import LabelledVolume, PhantomVolumes
 from cloudseg.training.labels import FIRST_OBJECT
 from cloudseg.training.sampling import LabelledBlock
@@ -23,12 +23,17 @@ MakePhantom = Callable[
 """Tissue, shape, seed and voxel size in nm to image and labels."""
 """Image and labels of a phantom, from its shape and seed."""
 
+
+class _KnowsItsVoxels(Protocol):
+    def check_voxel_size(self, voxel_size_nm: tuple[float, float, float], *, uri: str) -> None: ...
+
+
 _FULL_SCALE = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}
 _SAME_VOXELS = 0.02
 
 
 def load_block(
-    volume: LabelledVolume, *, description: ModelDescription, open_volume: OpenVolume
+    volume: LabelledVolume, *, description: _KnowsItsVoxels, open_volume: OpenVolume
 ) -> LabelledBlock:
     """Read one labelled volume into memory.
 

@@ -352,11 +352,12 @@ def load_config(path: Path, *, overrides: Iterable[str] = ()) -> TrainingConfig:
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path} is not valid TOML: {error}") from error
     for text in overrides:
-        _override(data, text)
+        override(data, text)
     return TrainingConfig.load(data, where=str(path))
 
 
-def _override(data: dict[str, Any], text: str) -> None:
+def override(data: dict[str, Any], text: str) -> None:
+    """Apply one ``key=value`` text to the content of a training file, in place."""
     key, equals, raw = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
