@@ -17,7 +17,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help env env-test chromium demo test test-all chaos bench lint format lock dist clean distclean
+.PHONY: help env env-test chromium postgres demo test test-all chaos bench lint format lock dist clean distclean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -51,6 +51,10 @@ BROWSER := $(if $(NO_BROWSER),and not browser,)
 chromium:
 	@$(if $(NO_BROWSER),:,bash tests/browser/install-chromium.sh || true)
 
+# A database server for the tests of the soma catalogue; they start it themselves.
+postgres:
+	@bash tests/somas/install-postgres.sh || true
+
 # ---- the main job
 
 demo: env ## segment a phantom with exact truth, print the accuracy and a link
@@ -68,10 +72,10 @@ format: env-test ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: env-test chromium lint ## what must pass before a merge (.ci/run calls it)
+test: env-test chromium postgres lint ## what must pass before a merge (.ci/run calls it)
 	$(BIN)/python -m pytest -m "not slow and not bench $(BROWSER)" $(PYTEST_ARGS)
 
-test-all: env-test chromium lint ## all tests, with random search by hypothesis
+test-all: env-test chromium postgres lint ## all tests, with random search by hypothesis
 	HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # `make chaos CHAOS_SEED=7` repeats the faults of a run that failed; it has printed its seed.

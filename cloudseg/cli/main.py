@@ -27,6 +27,7 @@ TASKS = (
     "torch",
 )
 EXTRA_OF |= dict.fromkeys(TASKS, "tasks")
+EXTRA_OF |= dict.fromkeys(("adbc_driver_manager", "adbc_driver_postgresql"), "postgres")
 
 COMMANDS: dict[str, str] = {
     "ingest": "cloudseg.cli.ingest:ingest",
@@ -49,6 +50,7 @@ COMMANDS: dict[str, str] = {
     "somas": "cloudseg.cli.somas:somas",
     "link": "cloudseg.cli.link:link",
     "serve": "cloudseg.cli.serve:serve",
+    "token": "cloudseg.cli.token:token",
     "phantom": "cloudseg.cli.phantom:phantom",
     "demo": "cloudseg.cli.demo:demo",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import threading
@@ -30,10 +29,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 API = "/v1/"
 MAX_BODY_BYTES = 32 << 20
-
-
-class _TooLargeError(Exception):
-    pass
 
 
 class Application:
@@ -81,12 +76,9 @@ class Application:
         request_id = secrets.token_hex(8)
         scope["cloudseg_request_id"] = request_id
         began = time.perf_counter()
-        status = 0
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
                 message["headers"] = [
                     *message.get("headers", ()),
                     *headers,
@@ -95,18 +87,10 @@ class Application:
                     (b"x-request-id", request_id.encode()),
                 ]
                 route = getattr(scope.get("route"), "path", "other")
-                self._numbers.request(scope["method"], route, status, time.perf_counter() - began)
+                self._numbers.request(scope["method"], route, message["status"], time.perf_counter() - began)
             await send(message)
 
-        try:
-            await self._app(scope, _bounded(receive), send_with_headers)
-        except _TooLargeError:
-            if status == 0:
-                await _plain_problem(
-                    send_with_headers,
-                    413,
-                    f"the body is larger than {MAX_BODY_BYTES} bytes; ask in several parts",
-                )
+        await self._app(scope, _bounded(receive), send_with_headers)
 
     def _cors(self, scope: Scope) -> list[tuple[bytes, bytes]]:
         origin = next((v for k, v in scope["headers"] if k == b"origin"), b"").decode("latin-1")
@@ -205,14 +189,10 @@ def _bounded(receive: Receive) -> Receive:
         if message["type"] == "http.request":
             so_far += len(message.get("body", b""))
             if so_far > MAX_BODY_BYTES:
-                raise _TooLargeError
+                # One that the framework lets pass while it reads a body.
+                raise HTTPException(
+                    413, f"the body is larger than {MAX_BODY_BYTES} bytes; ask in several parts"
+                )
         return message
 
     return bounded
-
-
-async def _plain_problem(send: Send, status: int, message: str) -> None:
-    body = json.dumps({"error": {"message": message}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

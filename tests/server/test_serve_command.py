@@ -13,8 +13,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from cloudseg import Somas
 from cloudseg.geometry import Box
-from cloudseg.volumes import VolumeInfo, create_volume
+from cloudseg.somas.store import publish, write_version
+from cloudseg.testing.somas import SPEC, soma_table
+from cloudseg.volumes import VolumeInfo, create_volume, open_objects
 from cloudseg_viewer.links import DEFAULT_SERVER, link_for_root, state_of
 
 INFO = VolumeInfo(bounds=Box((0, 0, 0), (40, 40, 40)), voxel_size_nm=(8, 8, 8), chunk_shape=(32, 32, 32))
@@ -143,3 +146,24 @@ def test_looking_at_results_imports_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_catalogue_alone_is_served_and_says_how_to_ask_it(tmp_path):
+    objects = open_objects(f"file://{tmp_path}")
+    write_version(objects, soma_table(7), SPEC, version=1)
+    publish(objects, 1)
+    process = subprocess.Popen(
+        [*PROGRAM, "serve", str(tmp_path), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        lines = [process.stdout.readline().strip() for _ in range(2)]
+        assert lines[0] == f"file://{tmp_path}"
+        url = lines[1].split('"')[1]
+        assert lines[1] == f'Somas("{url}", dataset="made-up")'
+        assert Somas(url).count(tombstones=True) == 7
+    finally:
+        process.kill()
+        process.communicate()

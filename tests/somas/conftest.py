@@ -1,4 +1,4 @@
-"""Every way to ask the same catalogue: in memory, scanned where it lies, through a server."""
+"""Every way to ask the same catalogue: in memory, scanned where it lies, through servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from made_catalogues import scanned, write
 from cloudseg import Somas
 from cloudseg.server.app import create_app, running
 from cloudseg.server.datasets import Datasets
+from cloudseg.somas.postgres import engines, load
+from cloudseg.somas.store import read_catalog
+from cloudseg.testing.postgres import postgres_server
 from cloudseg.testing.somas import soma_table
+from cloudseg.volumes import open_objects
 
 N_ROWS = 900
 
@@ -27,17 +31,28 @@ def folder(tmp_path_factory, table):
     return uri
 
 
-@pytest.fixture(scope="session", params=["resident", "scanned", "server"])
+@pytest.fixture(scope="session")
+def postgres():
+    """The URL of an empty database."""
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session", params=["resident", "scanned", "server", "postgres server"])
 def somas(request, folder):
     """The catalogue of ``table``, asked in each way."""
-    if request.param == "server":
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            running(create_app([], datasets=Datasets([folder]))) as url,
-        ):
-            patch.setattr("cloudseg.client.remote.PAGE_ROWS", 137)  # several pages for most questions
-            with Somas(url) as found:
-                yield found
+    if "server" not in request.param:
+        with Somas(folder) if request.param == "resident" else scanned(folder) as found:
+            yield found
         return
-    with Somas(folder) if request.param == "resident" else scanned(folder) as found:
-        yield found
+    open_engine = None
+    if request.param == "postgres server":
+        database = request.getfixturevalue("postgres")
+        objects = open_objects(folder)
+        load(database, objects, read_catalog(objects))
+        open_engine = engines(database)
+    datasets = Datasets([folder], open_engine=open_engine)
+    with pytest.MonkeyPatch.context() as patch, running(create_app([], datasets=datasets)) as url:
+        patch.setattr("cloudseg.client.remote.PAGE_ROWS", 137)  # several pages for most questions
+        with Somas(url) as found:
+            yield found
