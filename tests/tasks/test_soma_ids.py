@@ -136,6 +136,7 @@ def test_ids_that_are_gone_are_tombstones_that_name_their_successor(first):
             n: before[soma][n] for n in kept if n != "density_per_mm3"
         }
     assert rows_of(1) == before
+    assert [read_catalog(first, version).dataset for version in (1, 2)] == ["run", "run"]
 
 
 def test_tombstones_and_ids_stay_over_several_versions(first):

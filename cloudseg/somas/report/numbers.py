@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 FACES = ("-x", "+x", "-y", "+y", "-z", "+z")
 """Faces of the volume, in the order of the bits of ``edge_faces``."""
 
-# Cells of the density map along the longest side of the volume.
-_LONGEST = 80
+# Cells of the density map along the longest side of the volume: few somas want large ones.
+_FEWEST, _MOST = 12, 80
 _COLUMNS = (
     "soma_id",
     "x_nm",
@@ -174,7 +175,7 @@ def gather(objects: Objects, catalog: Catalog, *, segments: Objects | None = Non
     """
     numbers = Numbers(catalog)
     lower, upper = (np.asarray(corner) for corner in catalog.bounds_nm)
-    cell = float((upper - lower).max()) / _LONGEST
+    cell = float((upper - lower).max()) / min(max(_FEWEST, math.isqrt(catalog.n_somas)), _MOST)
     shape = np.maximum(np.ceil((upper - lower) / cell - 1e-9), 1).astype(int)
     grid = np.zeros(int(np.prod(shape)), np.int64)
     kept: dict[str, list[npt.NDArray[Any]]] = {}

@@ -39,7 +39,8 @@ class SomaCatalogueStage(Stage):
     version
         Number of the version. A version never changes: a new one has the next number.
     dataset
-        Name under which servers and clients know it; by default the last part of the root's address.
+        Name under which servers and clients know it; by default the last part of the address that the
+        catalogue lies in.
     interior, boundary
         Names of layers of probabilities over the same voxels, if there are any.
     interior_channel, boundary_channel
@@ -102,6 +103,7 @@ class SomaCatalogueStage(Stage):
         somas = self._layer(site, self.layer, what="somas", ids=True)
         bounds, root = somas.info.bounds, site.root.rstrip("/")
         graph_uri = f"{root}/graph/{self.label}"
+        catalogue_uri = (self.catalogue or f"{root}/somas").rstrip("/")
         maps = {
             name: Map(uri=self._map(site, getattr(self, name), somas, name).uri, channel=channel)
             for name, channel in (("interior", self.interior_channel), ("boundary", self.boundary_channel))
@@ -161,9 +163,12 @@ class SomaCatalogueStage(Stage):
         def publish() -> Iterator[Task]:
             yield SomaCatalogueTask(
                 graph_uri=graph_uri,
-                catalogue_uri=self.catalogue or f"{root}/somas",
+                catalogue_uri=catalogue_uri,
                 version=self.version,
-                fields=CatalogueFields(dataset=self.dataset or _last_name(root), made_from=made_from),
+                fields=CatalogueFields(
+                    dataset=self.dataset or _last_name(catalogue_uri.removesuffix("/somas")),
+                    made_from=made_from,
+                ),
                 bounds=bounds,
                 voxel_size_nm=somas.info.voxel_size_nm,
                 n_partitions=n_partitions,
