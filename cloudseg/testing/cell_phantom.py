@@ -127,7 +127,7 @@ def _paint(
     image = (bright + body[labels]).astype(np.float32)
     image += _nuclei(labels, size, rng=rng) * rng.uniform(0.0, 0.35)
     sharp = rng.uniform(100.0, 300.0)
-    deep = sharp * rng.uniform(1.5, 7.0)  # light microscopes see worse along z
+    deep = sharp * np.exp(rng.uniform(np.log(1.5), np.log(10.0)))  # light microscopes see worse along z
     image = ndimage.gaussian_filter(image, np.array([sharp, sharp, deep]) / size)
     image += rng.uniform(0.1, 0.9) * ndimage.gaussian_filter(image, np.array([900.0, 900.0, 2500.0]) / size)
     light = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), 5000.0 / size, mode="wrap")

@@ -18,7 +18,7 @@ from pydantic import Field, PositiveFloat
 from scipy import ndimage
 
 from cloudseg.geometry import XYZ
-from cloudseg.ops.affinities import NEAREST, labels_to_affinities, shifted_pairs, thick_boundary
+from cloudseg.ops.affinities import NEAREST, labels_to_affinities, shifted_pairs
 from cloudseg.specs import FrozenModel
 from cloudseg.training.labels import FIRST_OBJECT, MEMBRANE, Ids
 from cloudseg.training.shape import local_shape
@@ -80,7 +80,9 @@ class BoundaryTarget(FrozenModel):
     planar
         Look for interfaces within sections only, as boundaries drawn in 2D have them.
     smooth_vx
-        Deviation of a Gaussian that rounds the boundary off before it is cut at one half (PlantSeg: 1.0). 0: none.
+        Deviation of a Gaussian that rounds the boundary off before it is cut at one half (PlantSeg: 1.0). 0: none. A
+        rounded boundary is found through faces and edges, as pytorch-3dunet does: oblique ones are too thin otherwise,
+        and vanish.
     weight
         Share in the loss, relative to the other targets.
     """
@@ -96,7 +98,7 @@ class BoundaryTarget(FrozenModel):
 
     def make(self, ids: Ids, *, voxel_size_nm: VoxelSize) -> tuple[Values, Known]:  # noqa: ARG002
         """Return the ``(1, x, y, z)`` boundary and where it is known."""
-        boundary = boundary_of(ids, mode=self.mode, planar=self.planar)
+        boundary = boundary_of(ids, mode=self.mode, planar=self.planar, edges=self.smooth_vx > 0)
         if self.smooth_vx:
             deviation = (self.smooth_vx, self.smooth_vx, 0.0 if self.planar else self.smooth_vx)
             boundary = ndimage.gaussian_filter(boundary.astype(np.float32), deviation) > 0.5
@@ -253,7 +255,10 @@ Target = Annotated[
 ]
 
 
-def boundary_of(ids: Ids, *, mode: Literal["thick", "thin"], planar: bool) -> Known:
+_EDGES: tuple[XYZ, ...] = ((-1, -1, 0), (-1, 1, 0), (-1, 0, -1), (-1, 0, 1), (0, -1, -1), (0, -1, 1))
+
+
+def boundary_of(ids: Ids, *, mode: Literal["thick", "thin"], planar: bool, edges: bool = False) -> Known:
     """Return ``(x, y, z)``: annotated membranes, and voxels that touch another object through a face.
 
     Parameters
@@ -263,13 +268,15 @@ def boundary_of(ids: Ids, *, mode: Literal["thick", "thin"], planar: bool) -> Kn
     mode
         ``thick`` marks both sides of an interface, ``thin`` the upper side only.
     planar
-        Whether only faces within a section count.
+        Whether only neighbours within a section count.
+    edges
+        Whether voxels that share no more than an edge touch, too.
     """
     objects = np.maximum(ids, 0)
-    if mode == "thick" and not planar:
-        return thick_boundary(objects) | (ids == MEMBRANE)
     boundary = ids == MEMBRANE
-    for offset in NEAREST[:2] if planar else NEAREST:
+    for offset in NEAREST + _EDGES if edges else NEAREST:
+        if planar and offset[2]:
+            continue
         here, there = shifted_pairs(offset)
         a, b = objects[here], objects[there]
         differ = (a != b) & (a != 0) & (b != 0)

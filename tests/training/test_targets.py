@@ -85,12 +85,24 @@ def test_thick_boundaries_are_those_of_scikit_image():
 
 
 def test_the_rounded_boundary_is_that_of_plantseg():
-    labels = np.ones((20, 20, 20), np.uint8)
-    labels[10:] = 2
-    labels[:, 12:, 8:] = 3
+    """pytorch-3dunet finds boundaries with connectivity 2 before it blurs them."""
+    x, y, z = np.meshgrid(*(np.arange(20),) * 3, indexing="ij")
+    labels = 1 + (x > 9) + 2 * (x + y > 22) + 4 * (x + y - z > 8)
     target, _ = BoundaryTarget(smooth_vx=1.0).make(renumber(labels, zero="unknown"), voxel_size_nm=NM)
-    expected = ndimage.gaussian_filter(find_boundaries(labels).astype(np.float64), 1.0) > 0.5
-    np.testing.assert_array_equal(target[0], expected)
+    found = find_boundaries(labels, connectivity=2).astype(np.float64)
+    np.testing.assert_array_equal(target[0], ndimage.gaussian_filter(found, 1.0) > 0.5)
+
+
+def test_an_oblique_wall_has_no_holes_however_it_is_rounded():
+    x, y, z = np.meshgrid(*(np.arange(24),) * 3, indexing="ij")
+    for labels in (1 + (x + y > 23), 1 + (x + y + z > 35), 1 + (x > 11)):
+        for smooth_vx in (0.0, 1.0):
+            target, _ = BoundaryTarget(smooth_vx=smooth_vx).make(
+                renumber(labels, zero="unknown"), voxel_size_nm=NM
+            )
+            sides, n = ndimage.label(target[0] == 0)
+            assert n == 2, smooth_vx
+            assert {frozenset(labels[sides == i]) for i in (1, 2)} == {frozenset({1}), frozenset({2})}
 
 
 def test_closed_boundaries_are_those_of_the_published_script():
