@@ -157,6 +157,7 @@ class Canvas:
         self.origins: list[tuple[int, int, int, int, int]] = []
         self.overlaps: list[tuple[int, int, int]] = []
         self.n_labels = int(self.segments.max(initial=0))
+        self.n_deleted = 0
         self._next = 0
         self._growing: _Growing | None = None
         self._age = np.zeros(shape, np.int32, order="F")
@@ -188,6 +189,11 @@ class Canvas:
             self._next += 1
         return True
 
+    @property
+    def threshold(self) -> np.float32:
+        """The logit from which on a voxel is of an object."""
+        return self._segment
+
     def labels(self) -> npt.NDArray[np.uint64]:
         """Return the segments, ``(x, y, z)``; 0: none."""
         return np.maximum(self.segments, 0).astype(np.uint64)
@@ -196,6 +202,8 @@ class Canvas:
 
     def grow_from(self, seed: XYZ) -> int:
         """Let one object grow from ``seed`` and leave it in :attr:`logits`, uncommitted; return its steps.
+
+        :attr:`n_deleted` counts how often a voxel that was in the object (at 0.8) fell out of it (below 0.5).
 
         Raises
         ------
@@ -211,8 +219,12 @@ class Canvas:
         self._begin(seed)
         growing = self._growing
         assert growing is not None
+        self.n_deleted, was_in = 0, _logit(0.8)
         while wave := self._next_wave(growing):
+            box = self._box(_Growing(seed, *(_extent(wave))))
+            before = self.logits[box] >= was_in
             self._step(growing, wave)
+            self.n_deleted += int(np.count_nonzero(before & (self.logits[box] < 0)))
         self._growing = None
         return growing.steps
 
@@ -411,6 +423,13 @@ def normalised(image: npt.NDArray[Any], *, mean: float, deviation: float) -> Flo
 
 def _logit(p: float) -> np.float32:
     return np.float32(math.log(p / (1.0 - p)))
+
+
+def _extent(places: list[XYZ]) -> tuple[XYZ, XYZ]:
+    low = high = places[0]
+    for place in places:
+        low, high = _each(min, low, place), _each(max, high, place)
+    return low, high
 
 
 def _each(choose: Callable[[int, int], int], a: XYZ, b: XYZ) -> XYZ:

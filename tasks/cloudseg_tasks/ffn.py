@@ -217,7 +217,7 @@ class FloodTask(BlockTask):
 
 
 class FloodStage(LabelsStage, FloodOptions):
-    """Flood filling of overlapping subvolumes, into the layer ``objects``.
+    """Flood filling of overlapping subvolumes, into the layer ``objects`` (or ``output``).
 
     The result depends on the subvolumes: an object that leaves one goes on in the next under another id, until
     ``ffn_stitch`` joins them. For each block there is a table of objects (seed, steps), and a picture of how they grew,
@@ -227,12 +227,15 @@ class FloodStage(LabelsStage, FloodOptions):
     ----------
     block_shape, chunk_shape
         Voxels per task, whole chunks. Chunks of the output.
+    output
+        Name of the layer that is written.
     halo
         Voxels that a subvolume is larger than its block, on each side. Two neighbours overlap by twice as much; half a
         field of view of it at either end is not compared.
     """
 
     kind: Literal["ffn"] = "ffn"
+    output: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")] = "objects"
     halo: Natural3 = (32, 32, 32)
 
     def expand(self, site: Site) -> StagePlan:
@@ -258,8 +261,8 @@ class FloodStage(LabelsStage, FloodOptions):
                 )
         root = site.root.rstrip("/")
         layer = Layer(
-            "objects",
-            f"{root}/objects",
+            self.output,
+            f"{root}/{self.output}",
             self.labels_info(info),
             made_by=self.label,
             block_shape=self.block_shape,

@@ -140,6 +140,8 @@ class FloodStitchStage(LabelsStage):
     ----------
     flood
         Name of the stage that grew the objects.
+    layer, output
+        Names of the layers that are read and written.
     halo
         As in that stage.
     margin_nm
@@ -153,6 +155,7 @@ class FloodStitchStage(LabelsStage):
     kind: Literal["ffn_stitch"] = "ffn_stitch"
     flood: str = "ffn"
     layer: str = "objects"
+    output: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")] = "segmentation"
     halo: Natural3 = (32, 32, 32)
     margin_nm: NonNegativeFloat = 128.0
     min_overlap_um3: NonNegativeFloat = 0.0005
@@ -183,8 +186,8 @@ class FloodStitchStage(LabelsStage):
         root, bounds = site.root.rstrip("/"), info.bounds
         graph_uri, flood_uri = f"{root}/graph/{self.label}", f"{root}/graph/{self.flood}"
         output = Layer(
-            "segmentation",
-            f"{root}/segmentation",
+            self.output,
+            f"{root}/{self.output}",
             self.labels_info(info),
             made_by=f"{self.label}.rename",
             block_shape=self.block_shape,

@@ -64,10 +64,17 @@ KINDS: dict[str, str] = {
     "ffn_overlaps/1": "cloudseg_tasks.ffn_stitch:FloodOverlapsTask",
     "ffn_names/1": "cloudseg_tasks.ffn_stitch:FloodNamesTask",
     "ffn_rename/1": "cloudseg_tasks.ffn_stitch:FloodRenameTask",
+    "consensus_count/1": "cloudseg_tasks.ffn_consensus:ConsensusCountTask",
+    "consensus_decide/1": "cloudseg_tasks.ffn_consensus:ConsensusDecideTask",
+    "consensus_write/1": "cloudseg_tasks.ffn_consensus:ConsensusWriteTask",
     "soma_patches/1": "cloudseg_tasks.soma_patches:SomaPatchesTask",
     "soma_edges/1": "cloudseg_tasks.soma_patches:SomaEdgesTask",
     "soma_stitch/1": "cloudseg_tasks.soma_stitch:SomaStitchTask",
     "soma_rename/1": "cloudseg_tasks.soma_stitch:SomaRenameTask",
+    "colour_track/1": "cloudseg_tasks.colour_track:ColourTrackTask",
+    "track_seams/1": "cloudseg_tasks.colour_track:TrackSeamsTask",
+    "track_names/1": "cloudseg_tasks.colour_track:TrackNamesTask",
+    "track_rename/1": "cloudseg_tasks.colour_track:TrackRenameTask",
     "igneous/1": "cloudseg_tasks.igneous:IgneousTask",
 }
 

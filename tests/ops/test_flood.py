@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cloudseg.errors import SpecError
 from cloudseg.ops.flood import Canvas, FloodRule, normalised
+from cloudseg.ops.flood_agglomerate import ReseedRule, contact_point, resegment
 from cloudseg.ops.flood_seeds import (
     bright_seeds,
     empty_seeds,
@@ -288,3 +289,51 @@ def test_seeds_of_the_published_run(cloudseg_data):
     )
     assert len(seeds) == 12464
     assert seeds[0].tolist() == [109, 18, 16]
+
+
+# -- one object or two
+
+
+def plain(views):
+    """Stand in for a network: bright voxels are of the object, dark ones not."""
+    return (5 * views[:, 0] + 0.2 * views[:, 1]).astype(np.float32)
+
+
+def test_what_grows_into_each_other_is_joined_and_what_does_not_is_not():
+    image = np.full((50, 30, 20), -1, np.float32)
+    image[3:47, 4:12, 4:16] = 1  # one rod, cut in two; beside it another
+    image[3:47, 16:26, 4:16] = 1
+    labels = np.zeros(image.shape, np.uint64)
+    labels[3:25, 4:12, 4:16], labels[25:47, 4:12, 4:16], labels[3:47, 16:26, 4:16] = 7, 8, 9
+    labels[10:20, 12:16] = 5  # what is between them is somebody else's
+    rule = ReseedRule(radius=(25, 25, 25), analysis_radius=(12, 12, 12))
+    given_ = {"grow": plain, "flood": FloodRule(fov=FOV, deltas=DELTAS), "rule": rule}
+    point = contact_point(labels, 7, 8)
+    assert point is not None
+    assert abs(point[0] - 24) <= 1
+    one = resegment(image, labels, (7, 8), point, **given_)
+    assert one.joined
+    assert min(one.consistency) > 0.8
+    assert one.deleted == (0, 0)
+    two = resegment(image, labels, (7, 9), (20, 14, 10), **given_)
+    assert not two.joined
+    assert two.iou == 0
+    assert two.consistency[0] > 0.5
+    assert two.consistency[1] == two.consistency[2] == 0
+    assert contact_point(labels, 7, 9) is None
+    with pytest.raises(SpecError, match=r"segment 6 is not within \(25, 25, 25\) voxels"):
+        resegment(image, labels, (7, 6), point, **given_)
+
+
+def test_voxels_that_fall_out_again_are_counted():
+    def fickle(views):
+        """Bright voxels are in when seen first, and out when seen again."""
+        seen = views[:, 1] > 0
+        out = np.where(seen, -3.0, 3.0) * np.ones_like(views[:, 0])
+        c = tuple(slice(n // 2 - 1, n // 2 + 2) for n in out.shape[1:])
+        out[(slice(None), *c)] = 5
+        return out.astype(np.float32)
+
+    canvas = Canvas(np.zeros((30, 30, 30)), FloodRule(fov=FOV, deltas=DELTAS, freeze=None), fickle)
+    assert canvas.grow_from((15, 15, 15)) > 1
+    assert canvas.n_deleted > 100

@@ -29,6 +29,7 @@ from cloudseg.testing.tiny_model import tiny_package
 from cloudseg.volumes import VolumeInfo, clear_memory, create_volume, open_objects, open_volume
 from cloudseg.volumes.tables import get_table
 from cloudseg_tasks.ffn import FloodStage
+from cloudseg_tasks.ffn_consensus import ConsensusStage
 from cloudseg_tasks.ffn_stitch import FloodStitchStage
 
 SHAPE = (40, 34, 20)
@@ -283,3 +284,24 @@ def test_runs_hold_all_labels():
     runs = as_runs(labels)
     assert len(runs["id"]) < labels.size
     np.testing.assert_array_equal(from_runs(runs["begin"], runs["id"], shape=(5, 4, 3)), labels)
+
+
+@pytest.mark.parametrize("block", [(8, 7, 6), (3, 7, 2)])
+def test_the_consensus_is_the_same_for_any_blocks(root, block):
+    rng = np.random.default_rng(2)
+    a, b = (np.asfortranarray(rng.integers(0, 4, (8, 7, 6)).astype(np.uint64)) for _ in "ab")
+    kind = {"dtype": "uint64", "layer": "segmentation"}
+    layers = {"a": put(a, f"{root}/a", "a", **kind), "b": put(b, f"{root}/b", "b", **kind)}
+    stage = ConsensusStage(a="a", b="b", min_size_vx=15, block_shape=block, chunk_shape=(1, 1, 1))
+    got = run_stages([stage], layers, root, repeat=True)["segmentation"]
+    expected = np.zeros_like(a)
+    for x, y, name in zip(*split_consensus(Overlap.of(a, b), min_vx=15), strict=True):
+        expected[(a == x) & (b == y)] = name
+    np.testing.assert_array_equal(got, expected)
+    assert len(np.unique(got)) > 5
+    small = put(a[:4], f"{root}/small", "b", **kind)
+    with pytest.raises(SpecError, match="a consensus is of two segmentations of the same voxels"):
+        stage.expand(Site(root, layers | {"b": small}, open_volume, open_objects))
+    image = put(np.zeros((8, 7, 6), np.uint8), f"{root}/image")
+    with pytest.raises(SpecError, match="needs two segmentations of uint64"):
+        stage.expand(Site(root, layers | {"b": image}, open_volume, open_objects))
