@@ -15,6 +15,7 @@ from cloudseg.somas.store import iter_batches, read_catalog
 from cloudseg.tasking.steps import Layer, Site
 from cloudseg.tasking.task import Context
 from cloudseg.volumes import VolumeInfo, clear_memory, create_volume, open_objects, open_volume
+from cloudseg.volumes.tables import put_table
 from cloudseg_tasks.registry import load_task
 from cloudseg_tasks.soma_catalogue import SomaCatalogueStage
 from cloudseg_tasks.soma_ids import SomaIdsStage
@@ -71,7 +72,7 @@ def first():
     return open_objects("memory://run/somas")
 
 
-def renewed(labels, *, block=(16, 16, 16), until=None, previous=1, root="memory://run2"):
+def renewed(labels, *, block=(16, 16, 16), until=None, previous=1, root="memory://run2", stitched=""):
     """Run both stages in another root; return the final labels and the rows of the new version."""
     catalogue = "memory://run/somas"
     site, counters = run(
@@ -91,6 +92,7 @@ def renewed(labels, *, block=(16, 16, 16), until=None, previous=1, root="memory:
         ids="soma_ids",
         catalogue=catalogue,
         opinions_until=until,
+        stitched=stitched,
     )
     run(stage, site)
     return open_volume(f"{root}/somas_named").read(BOUNDS), rows_of(previous + 1), counters
@@ -137,6 +139,19 @@ def test_ids_that_are_gone_are_tombstones_that_name_their_successor(first):
         }
     assert rows_of(1) == before
     assert [read_catalog(first, version).dataset for version in (1, 2)] == ["run", "run"]
+
+
+def test_joins_at_faces_are_counted_under_the_final_ids(first):
+    # Two pieces were joined to 201, which is called 3 in the end; what was dropped (0) is nobody's.
+    put_table(
+        open_objects("memory://run2/graph/soma_stitch"),
+        "names.parquet",
+        {"old": np.array([202, 203, 400], np.uint64), "new": np.array([201, 201, 0], np.uint64)},
+    )
+    _, rows, _ = renewed(NEW, stitched="soma_stitch")
+    assert {soma: row["n_merges"] for soma, row in rows.items() if row["status"] == "auto"} == {
+        soma: 2 if soma == 3 else 0 for soma in EXPECTED.values()
+    }
 
 
 def test_tombstones_and_ids_stay_over_several_versions(first):

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, PositiveFloat, PositiveInt
 
 from cloudseg.errors import CorruptDataError, NotFoundError
 from cloudseg.ops.morton import morton_codes
+from cloudseg.ops.remap import lookup
 from cloudseg.ops.soma_places import ball_fractions, nearest_distances, neighbour_counts
 from cloudseg.ops.soma_table import describe_somas
 from cloudseg.somas.opinions import in_effect, read_opinions
@@ -57,6 +58,8 @@ class SomaCatalogueTask(Task):
         Folder of the tables of the stage that gave the somas the ids of the version before; empty: none.
     previous
         That version.
+    stitched_uri
+        Folder of the tables of the stage that stitched the somas; empty: none.
     opinions_until
         Reference rows up to this time are taken in; None: none.
     neighbourhood_um
@@ -77,6 +80,7 @@ class SomaCatalogueTask(Task):
     neighbourhood_um: PositiveFloat
     atlas_uri: str = ""
     names_uri: str = ""
+    stitched_uri: str = ""
     previous: PositiveInt | None = None
     opinions_until: AwareDatetime | None = None
     has_interior: bool = False
@@ -93,6 +97,7 @@ class SomaCatalogueTask(Task):
             verdicts = Verdicts.of(in_effect(rows).values())
         with ctx.step("compute"):
             every = self._neighbours(tables, verdicts)
+        merges = self._merges(ctx, every.ids)
         names = region_names(ctx.open_objects(self.atlas_uri), self.atlas_uri) if self.atlas_uri else {}
         spec = CatalogSpec(
             dataset=self.fields.dataset,
@@ -108,7 +113,7 @@ class SomaCatalogueTask(Task):
                 [extra, tombstone_rows(catalogue, self.previous, dead["id"], dead["superseded_by"])]
             )
         with ctx.step("write"):
-            batches = self._batches(tables, every, verdicts, names, extra)
+            batches = self._batches(tables, every, _Said(verdicts, names, merges), extra)
             written = write_version(catalogue, batches, spec, version=self.version)
             if not _is_past(catalogue, self.version):
                 publish(catalogue, self.version)  # type: ignore[arg-type]  # stores of tasks are versioned ones
@@ -139,8 +144,7 @@ class SomaCatalogueTask(Task):
         self,
         tables: Objects,
         every: _Neighbours,
-        verdicts: Verdicts,
-        names: Mapping[int, tuple[str, str]],
+        said: _Said,
         extra: pa.Table,
     ) -> Iterator[pa.RecordBatch]:
         lower, upper = self._bounds_nm()
@@ -149,18 +153,11 @@ class SomaCatalogueTask(Task):
         for low, high in zip([0, *cuts], [*cuts, 1 << 63], strict=True):
             parts = [_within(extra, low, high)]
             for part in range(self.n_partitions):
-                rows = self._rows(tables, part, every, verdicts, names)
+                rows = self._rows(tables, part, every, said)
                 parts.append(_within(checked(rows, lower=lower, upper=upper), low, high))
             yield from sorted_rows(pa.concat_tables(parts).unify_dictionaries()).to_batches()
 
-    def _rows(
-        self,
-        tables: Objects,
-        part: int,
-        every: _Neighbours,
-        verdicts: Verdicts,
-        names: Mapping[int, tuple[str, str]],
-    ) -> pa.Table:
+    def _rows(self, tables: Objects, part: int, every: _Neighbours, said: _Said) -> pa.Table:
         merged = get_table(tables, merged_key(part))
         somas = somas_of(merged)
         found = describe_somas(somas, bounds=self.bounds, voxel_size_nm=self.voxel_size_nm)
@@ -189,7 +186,10 @@ class SomaCatalogueTask(Task):
             "nearest_um": _or_null(nearest_um),
             "density_per_mm3": _or_null(density),
         }
-        columns |= verdicts.status_columns(somas.ids)
+        columns |= said.verdicts.status_columns(somas.ids)
+        if said.merges is not None:
+            joined = said.merges[np.searchsorted(every.ids, somas.ids)]
+            columns["n_merges"] = np.minimum(joined, 0xFFFF).astype(np.uint16)
         if self.has_interior:
             columns["score"] = found["interior"].astype(np.float32)
         if self.has_boundary:
@@ -200,14 +200,27 @@ class SomaCatalogueTask(Task):
             columns["segment_fraction"] = (merged["segment_voxels"] / somas.n_voxels).astype(np.float32)
             columns["n_segments"] = np.minimum(merged["n_segments"], 0xFFFF).astype(np.uint16)
         if self.atlas_uri:
-            there = [names.get(int(region), (str(int(region)), "")) for region in places["region"]]
+            there = [said.regions.get(int(region), (str(int(region)), "")) for region in places["region"]]
             columns["region"] = pa.array(
                 [name if region else None for (name, _), region in zip(there, places["region"], strict=True)],
                 pa.string(),
             )
             columns["side"] = pa.array([side or None for _, side in there], pa.string())
-        columns |= verdicts.said_columns(somas.ids, columns)
+        columns |= said.verdicts.said_columns(somas.ids, columns)
         return pa.table(columns)
+
+    def _merges(self, ctx: Context, ids: Ids) -> npt.NDArray[np.int64] | None:
+        """Return how many pieces were joined to each soma; None where nothing was stitched."""
+        if not self.stitched_uri:
+            return None
+        joined = get_table(ctx.open_objects(self.stitched_uri), "names.parquet")["new"]
+        if self.names_uri:
+            final = get_table(ctx.open_objects(self.names_uri), "names.parquet")
+            joined = lookup(joined, final["old"], final["new"])
+        found, counts = np.unique(joined[np.isin(joined, ids)], return_counts=True)
+        merges = np.zeros(len(ids), np.int64)
+        merges[np.searchsorted(ids, found)] = counts
+        return merges
 
     def _places(self, tables: Objects, part: int, ids: Ids) -> dict[str, npt.NDArray[Any]]:
         found = [get_table(tables, places_key(part, portion)) for portion in range(self.n_portions)]
@@ -219,6 +232,15 @@ class SomaCatalogueTask(Task):
                 "delete the folder with the receipts of its stage and run the stage again"
             )
         return {name: values[order] for name, values in joined.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What is known of somas beside their voxels: opinions, names and sides of regions, joins in the order of ids."""
+
+    verdicts: Verdicts
+    regions: Mapping[int, tuple[str, str]]
+    merges: npt.NDArray[np.int64] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,8 @@ class SomaCatalogueStage(Stage):
         Label of the stage ``soma_ids`` before this one, if there is one: its tombstones come into the table.
     previous
         The version whose ids that stage kept.
+    stitched
+        Label of the stage ``soma_stitch`` before this one, if there is one: it says how many pieces were joined.
     opinions_until
         Reference rows up to this time are taken in; None: none.
     neighbourhood_um
@@ -82,6 +84,7 @@ class SomaCatalogueStage(Stage):
     catalogue: str = ""
     ids: str = ""
     previous: PositiveInt | None = None
+    stitched: str = ""
     opinions_until: AwareDatetime | None = None
     neighbourhood_um: PositiveFloat = 25.0
     block_shape: Positive3 = (256, 256, 256)
@@ -176,6 +179,7 @@ class SomaCatalogueStage(Stage):
                 neighbourhood_um=self.neighbourhood_um,
                 atlas_uri=atlas.uri if atlas else "",
                 names_uri=f"{root}/graph/{self.ids}" if self.ids else "",
+                stitched_uri=f"{root}/graph/{self.stitched}" if self.stitched else "",
                 previous=self.previous,
                 opinions_until=self.opinions_until,
                 has_interior="interior" in maps,
