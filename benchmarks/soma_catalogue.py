@@ -30,6 +30,7 @@ from cloudseg.ops.soma_table import SomaTable, add_somas
 from cloudseg.ops.statistics import partition_of
 from cloudseg.somas.report import gather, write_report
 from cloudseg.somas.store import iter_batches, read_catalog
+from cloudseg.tasking.run_task import peak_memory_bytes
 from cloudseg.tasking.steps import Layer, Site
 from cloudseg.tasking.task import Context, Task
 from cloudseg.testing.runs import print_table
@@ -225,7 +226,7 @@ def watched(folder: str, n_somas: int, step: str) -> tuple[float, float, float]:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}")
-    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, int(text) / 1e3
+    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, int(text) / 1e6
 
 
 def check(folder: str, n_somas: int, pieces: dict[str, np.ndarray]) -> int:
@@ -251,8 +252,7 @@ def main() -> None:
     if options.step:
         work(options.folder, options.somas[0], options.step)
         # Not the parent's account of it: that begins with the memory that the parent itself had.
-        (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-        print(peak.split()[1])
+        print(peak_memory_bytes())
         return
     for n_somas in options.somas:
         with tempfile.TemporaryDirectory() as name:
