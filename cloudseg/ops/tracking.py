@@ -201,3 +201,31 @@ def _kept(section: Ids, *, least: int) -> Ids:
     ids, place, n = np.unique(section, return_inverse=True, return_counts=True)
     ids = np.where(n >= least, ids, np.uint64(0))
     return ids[place.reshape(section.shape)]
+
+
+def seam_pairs(below: Ids, above: Ids, *, least: float) -> tuple[Ids, Ids]:
+    """Return which tracks of two slabs are one, from the section that both have followed.
+
+    Parameters
+    ----------
+    below, above
+        ``(x, y)``: the section as the lower and as the upper slab have it.
+    least
+        Tracks that are each other's largest overlap are one if their intersection is at least this share of their
+        union.
+    """
+    both = (below > 0) & (above > 0)
+    pairs, n = np.unique(np.stack([below[both], above[both]]), axis=1, return_counts=True)
+    a, b = pairs
+    union = _sizes_of(below, a) + _sizes_of(above, b) - n
+    best_a, best_b = np.zeros(len(n), np.bool_), np.zeros(len(n), np.bool_)
+    for best, of, other in ((best_a, a, b), (best_b, b, a)):
+        order = np.lexsort((other, -n, of))
+        best[order] = np.diff(of[order], prepend=np.uint64(0)) != 0
+    one = best_a & best_b & (n >= least * union)
+    return a[one], b[one]
+
+
+def _sizes_of(section: Ids, names: Ids) -> npt.NDArray[np.int64]:
+    ids, n = np.unique(section, return_counts=True)
+    return n[np.searchsorted(ids, names)]

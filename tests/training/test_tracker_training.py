@@ -115,7 +115,9 @@ def test_a_network_learns_to_carry_colours_and_is_resumed(tmp_path):
     tracks = track(segments, sections=range(8), predict=predict, rule=TrackRule(cell=8))
     both = (tracks > 0) & (labels > 0)
     right = tracks[both] == labels[both] + 100
-    print(f"{both.sum() / (labels > 0).sum():.3f} of the objects are covered, {right.mean():.3f} of that rightly")
+    print(
+        f"{both.sum() / (labels > 0).sum():.3f} of the objects are covered, {right.mean():.3f} of that rightly"
+    )
     assert both.sum() > 0.7 * (labels > 0).sum()
     assert right.mean() > 0.95
     assert tracker.n_calls == 7 * (2 + TrackRule().redundancy)
