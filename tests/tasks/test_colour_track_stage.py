@@ -11,6 +11,7 @@ import torch
 from cloudseg.errors import ModelError, SpecError
 from cloudseg.geometry import Box
 from cloudseg.models.package import Normalisation, Provenance
+from cloudseg.models.predict import use_one_thread
 from cloudseg.models.tracker import (
     TrackerArguments,
     TrackerDescription,
@@ -18,7 +19,6 @@ from cloudseg.models.tracker import (
     order_of,
     save_tracker,
 )
-from cloudseg.models.predict import use_one_thread
 from cloudseg.ops.tracking import TrackRule, both_ways, filled
 from cloudseg.tasking.steps import Layer, Site
 from cloudseg.tasking.task import Context
