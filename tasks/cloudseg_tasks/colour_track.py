@@ -88,11 +88,13 @@ class ColourTrackTask(BlockTask):
 
     def run(self, ctx: Context) -> None:
         """Read the slab and the section after it, track both ways, write the slab and that section."""
+        from cloudseg.models.predict import use_one_thread
         from cloudseg.models.tracker import load_tracker, order_of
         from cloudseg.ops.tracking import TrackRule, both_ways, filled
 
         image, options = ctx.open_volume(self.image_uri), self.options
         bounds = image.info.bounds
+        use_one_thread()  # oneDNN rounds differently for another number of threads
         with ctx.step("model"):
             tracker = load_tracker(
                 self.model, device=self.device, precision=self.precision, objects=ctx.open_objects
