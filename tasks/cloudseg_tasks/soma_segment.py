@@ -73,7 +73,7 @@ class SomaSegmentOptions(FrozenModel):
     heads: Annotated[tuple[Head, ...], Field(min_length=1)] = ("interior", "boundary", "distance")
     seed_interior: Share = 0.5
     seed: Share = 0.5
-    seed_distance: Share = 0.5
+    seed_distance: Share = 0.35
     seed_boundary: Share = 0.5
     extent: Share = 0.5
     rim: bool = False
