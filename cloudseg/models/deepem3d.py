@@ -81,9 +81,9 @@ class Rise(nn.Module):
         """Add all upsamplings, then smooth them."""
         risen = self.plain(x)
         if self.dilated:
-            # On a CPU torch 2.13 writes past its memory in dilated transposed convolutions of bfloat16.
+            # torch 2.13 on a CPU: gradients of dilated transposed convolutions of bfloat16 are written past their memory.
             with torch.autocast(x.device.type, enabled=False):
-                risen = risen + self._dilated(x.float())
+                risen = risen + self._dilated(x.to(self.plain.weight.dtype))
         logits: Tensor = self.smooth(risen)
         return logits
 
