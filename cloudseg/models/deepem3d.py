@@ -81,7 +81,7 @@ class Rise(nn.Module):
         """Add all upsamplings, then smooth them."""
         risen = self.plain(x)
         if self.dilated:
-            # torch 2.13 on a CPU: gradients of dilated transposed convolutions of bfloat16 are written past their memory.
+            # On a CPU, torch 2.13 corrupts memory in gradients of dilated transposed convolutions of bfloat16.
             with torch.autocast(x.device.type, enabled=False):
                 risen = risen + self._dilated(x.to(self.plain.weight.dtype))
         logits: Tensor = self.smooth(risen)
