@@ -19,6 +19,7 @@ from cloudseg.somas.engine import Engine
 from cloudseg.somas.filters import Condition, id_list
 from cloudseg.somas.requests import (
     MAX_PAGE_ROWS,
+    MAX_POSITION_NM,
     Aggregate,
     BySegment,
     Count,
@@ -198,6 +199,11 @@ class Catalogue:
 
         names = wanted_columns(asked.columns)
         points = [to_nm(point, asked.units, self._catalog) for point in asked.points]
+        for point, given in zip(points, asked.points, strict=True):
+            if max(map(abs, point)) > MAX_POSITION_NM:
+                raise QueryError(
+                    f"points: {given} {asked.units} lies a kilometre away and more; give a position in the volume"
+                )
         within = np.inf if asked.max_distance_um is None else asked.max_distance_um * 1000.0
         find = self._finder(asked)
         found = [find(point, asked.k, within) for point in points]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloudseg.errors import QueryError
-from cloudseg.somas.schema import Column, column, shortened, suggestion
+from cloudseg.somas.schema import COLUMNS, Column, column, shortened, suggestion
 
 OPERATORS = ("==", "!=", "<", "<=", ">", ">=", "in", "not_in", "is_null")
 _FOR_TEXT = ("==", "!=", "in", "not_in", "is_null")
@@ -70,6 +70,27 @@ def parse_where(where: object, *, from_json: bool = False) -> tuple[Condition, .
         else:
             found.append(_condition(each, "==", asked, from_json=from_json))
     return tuple(found)
+
+
+def where_schema() -> dict[str, Any]:
+    """Return the grammar as JSON schema, for the description of an API."""
+    kinds: dict[str, dict[str, Any]] = {
+        "id": {"type": "string", "pattern": "^[0-9]{1,20}$", "maxLength": 20},
+        "integer": {"type": "integer"},
+        "number": {"type": "number"},
+        "text": {"type": "string", "maxLength": MAX_TEXT},
+    }
+
+    def of(each: Column) -> dict[str, Any]:
+        value = kinds[each.kind]
+        values = {"type": "array", "items": value}
+        types = dict.fromkeys(OPERATORS if each.kind != "text" else _FOR_TEXT, value)
+        types |= {"in": values, "not_in": values, "is_null": {"type": "boolean"}}
+        operators = {"type": "object", "properties": types, "additionalProperties": False, "minProperties": 1}
+        return {"anyOf": [value, values, operators]}
+
+    properties = {each.name: of(each) for each in COLUMNS}
+    return {"properties": properties, "additionalProperties": False}
 
 
 def to_json(conditions: Iterable[Condition]) -> dict[str, dict[str, Any]]:

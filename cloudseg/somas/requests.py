@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError
 
 from cloudseg.errors import QueryError
-from cloudseg.somas.filters import Condition, parse_where
+from cloudseg.somas.filters import Condition, parse_where, where_schema
 from cloudseg.somas.schema import column, columns_named
 from cloudseg.somas.store import Catalog
 from cloudseg.specs import FrozenModel, explain
@@ -21,6 +21,7 @@ MAX_PAGE_ROWS = 100_000
 MAX_POINTS = 10_000
 MAX_NEIGHBOURS = 10_000
 MAX_BINS = 10_000
+MAX_POSITION_NM = 1e12
 
 TOMBSTONES = ("rejected", "merged")
 """Values of ``status`` of somas that are none any more."""
@@ -47,6 +48,7 @@ class Selection(Asked):
 
     where: dict[str, Any] = Field(
         default_factory=dict,
+        json_schema_extra=where_schema(),
         description='Conditions by column: {"volume_um3": {">=": 50}, "side": "left", "soma_id": ["17"]}. '
         "Operators: == != < <= > >= in not_in is_null.",
     )
