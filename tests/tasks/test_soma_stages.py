@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cloudseg.geometry import Box
 from cloudseg.ops.candidates import Candidates
 from cloudseg.ops.components import label_components
 from cloudseg.ops.soma_growth import SeedRule, extent_mask, grow, seed_mask
+from cloudseg.pipelines.spec import read_spec
 from cloudseg.tasking.steps import Layer, Site
 from cloudseg.tasking.task import Context
 from cloudseg.testing.tiny_model import tiny_package
@@ -318,3 +320,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_planned(root):
         SomaHeadsStage(model=model).expand(Site(root, {"image": layer}, open_volume, open_objects))
     with pytest.raises(SpecError, match=r"grey_range must rise from black to white"):
         SomaHeadsStage(model=model, grey_range=(5, 5)).expand(site)
+
+
+def test_the_example_is_a_pipeline_of_these_stages():
+    spec = read_spec(Path(__file__).parents[2] / "examples" / "somas.toml")
+    kinds = [stage.kind for stage in spec.ordered()]
+    assert kinds[:4] == ["soma_heads", "soma_locate", "soma_heads", "soma_segment"]
+    assert kinds[-1] == "soma_catalogue"
