@@ -3,7 +3,7 @@
 The baseline smooths the image, cuts it at Otsu's threshold and floods the distance to the background from its maxima.
 The network (`examples/train_nuclei.toml`) predicts interior, boundary and depth; deep places grow through the interior.
 Both learn from x < 56 only: the network its weights (unless models/nuclei exists), both their few numbers (the best
-AP50 there). The figures are those of x >= 56.
+AP50 there). The figures are those of x >= 56. Without data, the nuclei of a phantom brain take the ovule's place.
 
 Usage: python benchmarks/nuclei.py --data $CLOUDSEG_DATA [--steps 600]
 """
@@ -24,13 +24,15 @@ from scipy import ndimage
 from cloudseg.geometry import Box
 from cloudseg.ops.distance_watershed import DistanceRule, distance_watershed
 from cloudseg.ops.soma_growth import SeedRule, extent_mask, grow, seed_mask
+from cloudseg.testing.phantom_brain import BrainSpec, PhantomBrain
 from cloudseg.testing.runs import cloudseg, print_table
 from cloudseg.volumes import VolumeInfo, create_volume
 from cloudseg.volumes.evaluate import Labels
 from cloudseg.volumes.evaluate_somas import SomaRules, evaluate_somas
 
 VOXEL_NM = (127.0, 127.0, 284.0)
-SEEN_X = 56
+EDGE = 100
+SEEN = 0.56
 # Voxels: pieces smaller than this are dust. The smallest nuclei of the truth are cut ones of 9 voxels.
 DUST_VX = 100
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_nuclei.toml"
@@ -116,11 +118,23 @@ def figures(labels: np.ndarray, truth: np.ndarray, part: slice) -> dict[str, Any
     return evaluate_somas(of("found", labels), of("truth", truth), rules=SomaRules(distance_nm=1000.0))[0]
 
 
+def nuclei(data: Path | None, edge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return image and truth of the ovule, or of a phantom brain."""
+    if data is not None:
+        arrays = np.load(data / "nuclei" / "ovule_1135.npz")
+        cut = (slice(edge),) * 3
+        return np.asfortranarray(arrays["image"][cut]), np.asfortranarray(
+            arrays["labels"][cut].astype(np.uint64)
+        )
+    brain = PhantomBrain(BrainSpec(seed=7, shape=(edge,) * 3, voxel_size_nm=VOXEL_NM, tissue="all"))
+    return brain.image(brain.spec.bounds), brain.nuclei(brain.spec.bounds)
+
+
 def best(made: Made, truth: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     """Return the numbers, and the segmentation, with the greatest AP50 (then AP) on the part that was seen."""
 
     def worth(item: tuple[dict[str, Any], np.ndarray]) -> tuple[float, float]:
-        f = figures(item[1], truth, slice(SEEN_X))
+        f = figures(item[1], truth, slice(round(SEEN * len(truth))))
         return f["ap50"], f["ap"]
 
     return max(made, key=worth)
@@ -140,16 +154,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=os.environ.get("CLOUDSEG_DATA"), required=False)
+    parser.add_argument("--data", type=Path, default=os.environ.get("CLOUDSEG_DATA"))
+    parser.add_argument("--edge", type=int, default=EDGE, help="voxels of the ovule to use along each axis")
     parser.add_argument("--steps", type=int, default=600, help="of training")
     parser.add_argument(
         "--folder", type=Path, default=Path(), help="where data/nuclei and models/nuclei are made"
     )
     args = parser.parse_args()
-    if args.data is None:
-        parser.error("--data (or CLOUDSEG_DATA) must name the folder that holds nuclei/ovule_1135.npz")
-    arrays = np.load(Path(args.data) / "nuclei" / "ovule_1135.npz")
-    image, truth = arrays["image"], arrays["labels"].astype(np.uint64)
+    image, truth = nuclei(args.data and Path(args.data), args.edge)
+    seen = round(SEEN * args.edge)
     folder = args.folder.absolute()
     rows = []
     ways: dict[str, Callable[[], Made]] = {
@@ -163,6 +176,7 @@ def main() -> None:
             ]
             changes = [f"volume.0.image={at[0]}", f"volume.0.labels={at[1]}", f"output={model}"]
             changes += [f"checkpoint={model}.ckpt", f"schedule.n_steps={args.steps}"]
+            changes += [f"volume.0.box=0,0,0:{seen},{args.edge},{args.edge}"]
             cloudseg("train", str(EXAMPLE), *(word for c in changes for word in ("--set", c)))
         ways["trained network, grown from its depth"] = lambda: grown(predict(str(model), image))
     for name, make in ways.items():
@@ -170,8 +184,8 @@ def main() -> None:
         numbers, labels = best(make(), truth)
         seconds = time.process_time() - started
         for part, where in (
-            ("held out, x >= 56", slice(SEEN_X, None)),
-            ("learned from, x < 56", slice(SEEN_X)),
+            (f"held out, x >= {seen}", slice(seen, None)),
+            (f"learned from, x < {seen}", slice(seen)),
         ):
             f = figures(labels, truth, where)
             shown = (
@@ -192,7 +206,7 @@ def main() -> None:
         "mean IoU",
         "Dice",
     )
-    print_table("nuclei of an ovule", header, sorted(rows))
+    print_table("nuclei of an ovule" if args.data else "nuclei of a phantom brain", header, sorted(rows))
 
 
 if __name__ == "__main__":
