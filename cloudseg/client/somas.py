@@ -7,6 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from cloudseg.client.arguments import (
+    conditions,
+    corners,
+    facts,
+    names,
+    positions,
+    present,
+    selecting,
+    stacked,
+)
+
 if TYPE_CHECKING:
     import os
 
@@ -195,7 +206,7 @@ class Somas:
             limit=limit,
             tombstones=tombstones,
         )
-        return to_frame(table, _facts(table))
+        return to_frame(table, facts(table))
 
     def query_arrow(self, where: Where | None = None, **how: Any) -> pa.Table:
         """Return the same as :meth:`query`, as an Arrow table; its facts are JSON in the schema's metadata."""
@@ -241,16 +252,16 @@ class Somas:
         """
         from cloudseg.somas.requests import MAX_POINTS, Nearest
 
-        rows = _points(points)
+        rows = positions(points)
 
         def asked(start: int) -> Nearest:
             return Nearest.of(
-                _given(
+                present(
                     points=rows[start : start + MAX_POINTS],
                     k=k,
                     max_distance_um=max_distance_um,
-                    where=_where(where),
-                    columns=_names(columns),
+                    where=conditions(where),
+                    columns=names(columns),
                     units=units,
                     tombstones=tombstones,
                     version=self.version,
@@ -260,7 +271,7 @@ class Somas:
         # A server takes so many at once.
         starts = range(0, max(1, len(rows)), MAX_POINTS)
         tables = [(start, self._source.ask("nearest", asked(start))) for start in starts]
-        return _stacked(tables, self._facts_of(asked(0)))
+        return stacked(tables, self._facts_of(asked(0)))
 
     def of_segments(
         self,
@@ -270,15 +281,15 @@ class Somas:
         units: Units = "nm",
         tombstones: bool = False,
     ) -> pd.DataFrame:
-        """Return the somas of segments: every segment appears, in the order given, with nulls if it has no soma."""
+        """Return the somas of segments: every segment appears, in the order with nulls if it has no soma."""
         from cloudseg.client.frames import to_frame
         from cloudseg.somas.filters import id_list
         from cloudseg.somas.requests import BySegment
 
         asked = BySegment.of(
-            _given(
+            present(
                 segment_ids=[str(each) for each in id_list(segment_ids, where="segment_ids")],
-                columns=_names(columns),
+                columns=names(columns),
                 units=units,
                 tombstones=tombstones,
                 version=self.version,
@@ -294,7 +305,7 @@ class Somas:
         from cloudseg.somas.requests import Count
 
         asked = Count.of(
-            _given(where=_where(where), by=_names(by) or (), version=self.version, **_selection(how))
+            present(where=conditions(where), by=names(by) or (), version=self.version, **selecting(how))
         )
         table = self._source.ask("count", asked)
         return to_frame(table, self._facts_of(asked), complete=False) if asked.by else table["n"][0].as_py()
@@ -307,12 +318,12 @@ class Somas:
         from cloudseg.somas.requests import Aggregate
 
         asked = Aggregate.of(
-            _given(
-                where=_where(where),
+            present(
+                where=conditions(where),
                 column=column,
-                by=_names(by) or (),
+                by=names(by) or (),
                 version=self.version,
-                **_selection(how),
+                **selecting(how),
             )
         )
         return to_frame(self._source.ask("aggregate", asked), self._facts_of(asked), complete=False)
@@ -331,17 +342,17 @@ class Somas:
         from cloudseg.somas.requests import Histogram
 
         asked = Histogram.of(
-            _given(
-                where=_where(where),
+            present(
+                where=conditions(where),
                 column=column,
                 bins=bins,
                 range=range,
                 version=self.version,
-                **_selection(how),
+                **selecting(how),
             )
         )
         table = self._source.ask("histogram", asked)
-        return to_frame(table, {**self._facts_of(asked), **_facts(table)})
+        return to_frame(table, {**self._facts_of(asked), **facts(table)})
 
     def segments_with(
         self,
@@ -360,12 +371,12 @@ class Somas:
         from cloudseg.somas.requests import SegmentsWith
 
         asked = SegmentsWith.of(
-            _given(
+            present(
                 n_somas=n_somas,
-                where=_where(where),
+                where=conditions(where),
                 among=None if among is None else [str(each) for each in id_list(among, where="among")],
                 version=self.version,
-                **_selection(how),
+                **selecting(how),
             )
         )
         return to_frame(self._source.ask("segments_with", asked), self._facts_of(asked))
@@ -425,8 +436,8 @@ class Somas:
         for name in how:
             if name not in known:
                 raise QueryError(f"query has no argument {name!r}; {suggestion(name, known)}")
-        given = {**how, "columns": _names(how.get("columns")), "bbox": _box(how.get("bbox"))}
-        return Query.of(_given(where=_where(where), version=self.version, **given))
+        given = {**how, "columns": names(how.get("columns")), "bbox": corners(how.get("bbox"))}
+        return Query.of(present(where=conditions(where), version=self.version, **given))
 
     def _schema(self, asked: Any) -> pa.Schema:
         from cloudseg.somas.catalogue import schema_of
@@ -450,73 +461,3 @@ class Somas:
             )
         facts["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         return facts
-
-
-def _facts(table: pa.Table) -> dict[str, Any]:
-    from cloudseg.somas.catalogue import facts_of
-
-    return facts_of(table)
-
-
-def _where(where: Where | None) -> dict[str, Any]:
-    """Return conditions checked, as JSON values: mistakes show here, and ids travel as text."""
-    from cloudseg.somas.filters import parse_where, to_json
-
-    return to_json(parse_where(where))
-
-
-def _names(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _box(box: Any) -> Any:
-    return [[float(value) for value in corner] for corner in box] if box is not None else None
-
-
-def _selection(how: dict[str, Any]) -> dict[str, Any]:
-    from cloudseg.errors import QueryError
-    from cloudseg.somas.schema import suggestion
-
-    known = ("bbox", "units", "predicate", "tombstones")
-    for name in how:
-        if name not in known:
-            raise QueryError(f"there is no argument {name!r}; {suggestion(name, known)}")
-    return {**how, "bbox": _box(how.get("bbox"))}
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _points(points: Any) -> list[list[float]]:
-    import numpy as np
-
-    from cloudseg.errors import QueryError
-
-    try:
-        array = np.asarray(points, np.float64)
-    except (TypeError, ValueError) as error:
-        raise QueryError(f"points: expected positions x, y, z, got something else: {error}") from error
-    if array.shape == (3,):
-        array = array[None]
-    if array.size == 0:
-        return []
-    if array.ndim != 2 or array.shape[1] != 3:
-        raise QueryError(f"points: expected one position x, y, z or a list of them, got shape {array.shape}")
-    rows: list[list[float]] = array.tolist()
-    return rows
-
-
-def _stacked(tables: list[tuple[int, pa.Table]], facts: dict[str, Any]) -> pd.DataFrame:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from cloudseg.client.frames import to_frame
-
-    shifted = [
-        table.set_column(0, "query_index", pc.add(table["query_index"], pa.scalar(start, pa.int64())))
-        for start, table in tables
-    ]
-    return to_frame(pa.concat_tables([each.replace_schema_metadata(None) for each in shifted]), facts)

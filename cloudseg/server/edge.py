@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -145,7 +146,7 @@ def add_problems(api: FastAPI) -> None:
         if error.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
         if error.retry_after_s is not None:
-            response.headers["Retry-After"] = f"{error.retry_after_s:.2f}".rstrip("0").rstrip(".")
+            response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
         return response
 
     @api.exception_handler(RequestValidationError)
