@@ -2,14 +2,14 @@
 
 On a cube from the middle of FIB-25 sample 2 with the published network (or on a phantom with one made by hand):
 
-- seconds of processor time of a step of the faithful mode over one pass of the network alone;
-- the faithful run beside faster ones: steps, seconds, accuracy against the open labels and against the faithful run,
-  where fields of view may be centred (half a field of view from the sides);
+- ``--steps``: processor time of a step in the loop, beside one pass of the network alone;
+- without it: the faithful run beside faster ones: steps, seconds, accuracy against the open labels and against the
+  faithful run, where fields of view may be centred (half a field of view from the sides);
 - ``--blocks``: the same cube in 2 x 2 x 2 blocks, stitched, against one run, and the table of seams;
 - ``--first``: the first object of the whole volume, which must be id 1 of the published segmentation. It takes half an
   hour; ``--state FILE`` keeps it on the way, and ``--minutes`` stops there.
 
-Usage: python benchmarks/ffn.py [--data $CLOUDSEG_DATA] [--edge 80] [--blocks | --first [--state FILE] [--minutes 9]]
+Usage: python benchmarks/ffn.py [--data $CLOUDSEG_DATA] [--edge 80] [--modes ... | --steps 12 | --blocks | --first]
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,23 +77,15 @@ def cube(data: Path | None, edge: int) -> tuple[np.ndarray, np.ndarray]:
     return np.asfortranarray(image[at]), np.asfortranarray(truth[at])
 
 
-def flood(
-    image: np.ndarray,
-    network: FloodNetwork,
-    *,
-    wave: int = 1,
-    delta: int = 0,
-    pause: Callable[[], bool] | None = None,
-) -> tuple[Canvas, float]:
-    """Fill a volume; return the canvas, and the seconds of processor time without those for seeds."""
+def prepared(
+    image: np.ndarray, network: FloodNetwork, *, wave: int = 1, delta: int = 0
+) -> tuple[Canvas, np.ndarray]:
+    """Return a canvas and its seeds."""
     norm = network.spec.normalisation
     deltas = (delta,) * 3 if delta else network.deltas
     rule = FloodRule(fov=network.fov, deltas=deltas, wave=wave)
     canvas = Canvas(normalised(image, mean=norm.mean, deviation=norm.deviation), rule, network)
-    seeds = with_full_view(peak_seeds(canvas.image), canvas.shape, fov=network.fov)
-    started = time.process_time()
-    canvas.run(seeds, pause=pause)
-    return canvas, time.process_time() - started
+    return canvas, with_full_view(peak_seeds(canvas.image), canvas.shape, fov=network.fov)
 
 
 def scores(labels: np.ndarray, truth: np.ndarray, *, ignored: tuple[int, ...] = ()) -> tuple[str, ...]:
@@ -103,29 +94,53 @@ def scores(labels: np.ndarray, truth: np.ndarray, *, ignored: tuple[int, ...] = 
     return tuple(f"{v:.4f}" for v in (s.adapted_rand_error, s.voi_split, s.voi_merge))
 
 
-def compare(image: np.ndarray, truth: np.ndarray, uri: str, *, n_bare: int) -> None:
-    """Print what a step costs, and the table of variants."""
+def cost_of_steps(image: np.ndarray, uri: str, *, n_steps: int) -> None:
+    """Print what a step costs beside a pass of the network alone, of as many fields of view at once."""
+    rows = []
+    for name, given in VARIANTS.items():
+        options = dict(given)
+        network = load_flood_network(uri, device="cpu", precision=options.pop("precision", "float32"))
+        options["delta"] = min(options.get("delta", 0), network.fov[0] // 2)  # a small network
+        views = np.random.default_rng(0).normal(size=(1, 2, *network.fov)).astype(np.float32)
+        network(views)
+        bare, looped, n_done = 0.0, 0.0, 0
+        canvas, seeds = prepared(image, network, **options)
+        canvas.run(seeds, pause=lambda: True)
+        for _ in range(2):  # in turns, so that a busy machine troubles both
+            started = time.process_time()
+            for _ in range(n_steps):
+                network(views)
+            bare += time.process_time() - started
+            started, before = time.process_time(), canvas.counts.steps
+            until = before + n_steps
+            canvas.run(seeds, pause=lambda c=canvas, n=until: c.counts.steps >= n)
+            looped += time.process_time() - started
+            n_done += canvas.counts.steps - before
+        bare, looped = bare / (2 * n_steps), looped / max(1, n_done)
+        rows.append((name, n_done, f"{bare:.4f}", f"{looped:.4f}", f"{bare / looped:.0%}"))
+    print_table(
+        "processor seconds of a step", ("mode", "steps", "network alone", "in the loop", "share"), rows
+    )
+
+
+def compare(image: np.ndarray, truth: np.ndarray, uri: str, modes: list[str]) -> None:
+    """Print the table of modes."""
     networks = {p: load_flood_network(uri, device="cpu", precision=p) for p in ("float32", "bfloat16")}
     half = networks["float32"].fov[0] // 2
     inner = (slice(half, -half),) * 3
-    rows, faithful, faithful_s, cost = [], np.zeros(0), 0.0, []
-    for name, given in VARIANTS.items():
-        options = dict(given)
+    rows, faithful, faithful_s = [], np.zeros(0), 0.0
+    for name in modes:
+        options = dict(VARIANTS[name])
         network = networks[options.pop("precision", "float32")]
-        if "delta" in options and options["delta"] > half:
-            options["delta"] = half  # a tiny network
-        views = np.zeros((1, 2, *network.fov), np.float32)
-        network(views)
+        options["delta"] = min(options.get("delta", 0), half)  # a small network
+        canvas, seeds = prepared(image, network, **options)
         started = time.process_time()
-        for _ in range(n_bare):
-            network(views)
-        bare = (time.process_time() - started) / n_bare
-        canvas, seconds = flood(image, network, **options)
+        canvas.run(seeds)
+        seconds = time.process_time() - started
+        print(f"{name}: {canvas.counts}, {seconds:.1f} s", flush=True)
         labels, counts = canvas.labels()[inner], canvas.counts
         if name == "faithful":
             faithful, faithful_s = labels, seconds
-        step = seconds / max(1, counts.steps)
-        cost.append((name, f"{bare:.4f}", f"{step:.4f}", f"{bare / step:.0%}"))
         between = contingency(labels, faithful).scores(ignore_truth=())
         rows.append(
             (
@@ -141,7 +156,6 @@ def compare(image: np.ndarray, truth: np.ndarray, uri: str, *, n_bare: int) -> N
                 f"{between.voi_sum:.3f}",
             )
         )
-    print_table("processor seconds of a step", ("mode", "network alone", "in the loop", "share"), cost)
     header = ("mode", "steps", "waves", "fills", "objects", "CPU s", "times faster", "ARE", "split", "merge")
     print_table(
         f"modes, {image.shape[0]}^3, inner {labels.shape[0]}^3",
@@ -245,7 +259,10 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=os.environ.get("CLOUDSEG_DATA"))
     parser.add_argument("--edge", type=int, default=80)
-    parser.add_argument("--bare", type=int, default=10, help="passes of the network alone")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="compare the cost of so many steps, nothing else"
+    )
+    parser.add_argument("--modes", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--blocks", action="store_true")
     parser.add_argument("--halo", type=int, default=32)
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
@@ -263,10 +280,12 @@ def main() -> None:
             first_object(data, uri, state=given.state, minutes=given.minutes)
             return
         image, truth = cube(data, given.edge)
-        if given.blocks:
+        if given.steps:
+            cost_of_steps(image, uri, n_steps=given.steps)
+        elif given.blocks:
             blockwise(image, truth, uri, folder, precision=given.precision, halo=given.halo)
         else:
-            compare(image, truth, uri, n_bare=given.bare)
+            compare(image, truth, uri, given.modes)
 
 
 if __name__ == "__main__":

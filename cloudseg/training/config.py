@@ -202,6 +202,15 @@ class TrainingConfig(FrozenModel):
         return self
 
     @model_validator(mode="after")
+    def _network_can_be_taught_here(self) -> Self:
+        if self.network.architecture == "ffn":
+            raise ValueError(
+                "a flood-filling network (architecture 'ffn') learns while its field of view moves, which cloudseg "
+                "train does not do: import a published one by cloudseg import-model"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _targets_match_the_network(self) -> Self:
         kinds = tuple(t.kind for t in self.targets)
         if self.network.heads and kinds != self.network.heads:

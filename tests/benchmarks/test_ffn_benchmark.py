@@ -24,9 +24,13 @@ def run(*args: str, data: Path | None = None) -> str:
 
 
 def test_modes_are_compared():
-    printed = run("--edge", "32", "--bare", "2")
+    printed = run("--edge", "32")
     (row,) = re.findall(r"^\| faithful \| (\d+) \| \1 \|.*\| 0\.000 \|$", printed, re.MULTILINE)
     assert int(row) > 0
+
+
+def test_steps_are_timed():
+    assert "| faithful | 6 |" in run("--edge", "32", "--steps", "3")
 
 
 def test_blocks_are_compared():
