@@ -1,6 +1,6 @@
 """A brain of 100,000 somas through stitching, catalogue and report: seconds and peak memory of each step.
 
-**Simulated:** the voxels. Each soma is an ellipsoid of 200 points, each of which stands for thousands of voxels; blocks
+**Simulated:** the voxels. Each soma is an ellipsoid of 100 points, each of which stands for thousands of voxels; blocks
 cut it into pieces, whose partial sums are written as the stage writes them. So are the edges between pieces, with
 contacts of neighbours among them that must not be joined, the segments that they lie in, and the deepest voxels, for
 which masks would be read. **Real:** the rule and the union-find of stitching, the tasks that add up and publish, the
@@ -47,9 +47,9 @@ from cloudseg_tasks.soma_catalogue.tables import (
 )
 
 VOXEL_NM = (64.0, 64.0, 40.0)
-BLOCK = (512, 512, 512)
-N_POINTS = 200
-EDGE_TABLES = 64
+BLOCK = (1024, 1024, 1024)
+N_POINTS = 100
+EDGE_TABLES = 16
 RULE = StitchRule(kind="published")
 VOXEL_UM3 = float(np.prod(VOXEL_NM)) * 1e-9
 STEPS = ("nothing", "stitch", "merge", "publish", "report")
@@ -57,8 +57,8 @@ STEPS = ("nothing", "stitch", "merge", "publish", "report")
 
 def bounds_of(n_somas: int) -> Box:
     """Return a volume in which 100,000 somas have ten million voxels each to themselves, in whole blocks."""
-    edge = round((n_somas * 1e7 / 2) ** (1 / 3) / 512) or 1
-    return Box.of_shape((2 * edge * 512, edge * 512, edge * 512))
+    edge = round((n_somas * 1e7 / 2) ** (1 / 3) / BLOCK[0]) or 1
+    return Box.of_shape((2 * edge * BLOCK[0], edge * BLOCK[1], edge * BLOCK[2]))
 
 
 def stage_and_site(folder: str, n_somas: int) -> tuple[SomaCatalogueStage, Site]:
@@ -272,7 +272,7 @@ def main() -> None:
         extent = " x ".join(f"{n * s * 1e-3:.0f}" for n, s in zip(bounds.shape, VOXEL_NM, strict=True))
         print_table(
             f"{n_found:,} somas of {len(pieces['ids']):,} pieces in {np.prod(grid_shape(bounds, BLOCK)):,} blocks of "
-            f"512^3 ({extent} um), {os.cpu_count()} cores; the table has {size:.1f} MB",
+            f"{BLOCK[0]}^3 ({extent} um), {os.cpu_count()} cores; the table has {size:.1f} MB",
             ("step", "seconds", "CPU seconds", "peak memory, MB"),
             rows,
         )

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soma_catalogue.py"
 
 
+@pytest.mark.timeout(600)  # seven seconds of work, in six processes one after another
 def test_two_hundred_somas_come_through_stitching_catalogue_and_report():
     done = subprocess.run(
         [sys.executable, SCRIPT, "--somas", "200"], capture_output=True, text=True, check=False

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cloudseg.errors import ConflictError, NotFoundError, SpecError
+from cloudseg.errors import ConflictError, MissingChunkError, NotFoundError, SpecError
 from cloudseg.geometry import Box
 from cloudseg.somas.opinions import Opinion, append_opinions
 from cloudseg.somas.store import iter_batches, publish, read_catalog, read_latest
@@ -204,6 +204,26 @@ def test_without_maps_neurons_or_atlas_those_columns_are_null(labels):
             row[n] for n in ("score", "boundary_score", "segment_id", "n_segments", "region", "side")
         } == {None}
     assert read_catalog(open_objects("memory://root/somas")).dataset == "root"
+
+
+def test_maps_that_were_computed_with_a_mask_may_lack_chunks(labels, full):
+    clear_memory()
+    site = made_site(labels)
+    info = VolumeInfo(bounds=BOUNDS, voxel_size_nm=VOXEL_NM, chunk_shape=(16, 16, 16), n_channels=2)
+    heads = create_volume("memory://root/heads", info)
+    chunk = Box.of_shape((32, 32, 32), at=BOUNDS.start)
+    heads.write(chunk, np.asfortranarray(full["heads"][(slice(None), *chunk.slices_in(BOUNDS))]))
+    site = Site(
+        site.root, {**site.layers, "heads": Layer("heads", heads.uri, info)}, open_volume, open_objects
+    )
+    with pytest.raises(MissingChunkError, match="was never written"):
+        run(SomaCatalogueStage(interior="heads"), site)
+    run(SomaCatalogueStage(interior="heads", missing="zero"), site)
+    inside = labels.copy()
+    inside[32:], inside[:, 32:] = 0, 0
+    for soma, row in rows_of().items():
+        total = full["heads"][0][inside == soma].astype(float).sum()
+        assert row["score"] == pytest.approx(total / 255 / (labels == soma).sum(), abs=1e-6)
 
 
 def test_a_volume_without_somas_gives_an_empty_catalogue(labels):

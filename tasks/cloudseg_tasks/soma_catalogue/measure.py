@@ -50,6 +50,8 @@ class SomaPartialsTask(BlockTask):
         Folder of the tables.
     interior, boundary
         Probabilities over the voxels of the somas, if there are any.
+    missing
+        What a chunk of those that was never written means; ``zero`` where they were computed with a mask.
     segments_uri, segments_mip
         Neurons, of any voxel size; empty: none.
     """
@@ -60,6 +62,7 @@ class SomaPartialsTask(BlockTask):
     n_partitions: PositiveInt = 1
     interior: Map | None = None
     boundary: Map | None = None
+    missing: Literal["error", "zero"] = "error"
     segments_uri: str = ""
     segments_mip: NonNegativeInt = 0
 
@@ -98,7 +101,7 @@ class SomaPartialsTask(BlockTask):
     def _map(self, ctx: Context, which: Map | None) -> npt.NDArray[np.uint8] | None:
         if which is None:
             return None
-        values = ctx.open_volume(which.uri).read(self.core)
+        values = ctx.open_volume(which.uri).read(self.core, missing=self.missing)
         return values if values.ndim == 3 else values[which.channel]
 
     def _segments(self, ctx: Context, somas: Volume) -> npt.NDArray[np.uint64] | None:

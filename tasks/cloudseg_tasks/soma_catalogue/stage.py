@@ -45,6 +45,8 @@ class SomaCatalogueStage(Stage):
         Names of layers of probabilities over the same voxels, if there are any.
     interior_channel, boundary_channel
         Which of their channels.
+    missing
+        What a chunk of these maps that was never written means; ``zero`` where they were computed with a mask.
     segments, segments_mip
         Name of a layer of neurons, and which scale of it is about as fine as the somas.
     atlas
@@ -77,6 +79,7 @@ class SomaCatalogueStage(Stage):
     interior_channel: NonNegativeInt = 0
     boundary: str = ""
     boundary_channel: NonNegativeInt = 0
+    missing: Literal["error", "zero"] = "error"
     segments: str = ""
     segments_mip: NonNegativeInt = 0
     atlas: str = ""
@@ -135,6 +138,7 @@ class SomaCatalogueStage(Stage):
                     src_uri=somas.uri,
                     dst_uri=graph_uri,
                     n_partitions=n_partitions,
+                    missing=self.missing,
                     segments_uri=segments.uri if segments else "",
                     segments_mip=self.segments_mip,
                     **maps,
