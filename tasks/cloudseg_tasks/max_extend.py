@@ -169,7 +169,7 @@ class MaxExtendStage(LabelsStage):
         of their union, or this share of the smaller one.
     branch_overlap
         A segment that is the best of another, but not the other way round, is linked if the intersection is at least
-        this share of the smaller one. Above 1: no branches.
+        this share of the smaller one. Above 1: no branches, as slivers along membranes would bridge cells.
     missing_sections
         Sections (z in voxels) that are passed over and left empty: those around them become neighbours. The receipts
         count them.
@@ -182,7 +182,7 @@ class MaxExtendStage(LabelsStage):
     output: str = "segmentation"
     min_iou: Share = 0.2
     min_overlap: Share = 0.5
-    branch_overlap: NonNegativeFloat = 0.3
+    branch_overlap: NonNegativeFloat = 2.0
     missing_sections: tuple[int, ...] = ()
 
     def expand(self, site: Site) -> StagePlan:

@@ -1,0 +1,232 @@
+"""One table for choosing a method: the same held-out voxels, how good, at what cost, and whether the blocks show.
+
+On FIB-25 (8 nm): sections 104 to 176 of sample 2 are segmented, 120 to 160 are scored; no network here learned from
+them. On a phantom where there are no data. Every method is made of the stages that a pipeline file names, run one
+after the other in a process of its own: CPU seconds of one core, multiply-adds of its networks, and peak memory, all
+with what it shares with others (affinities, boundaries) counted in. 2D methods start from a watershed of each section.
+What the first run on a machine spends on compiling kernels counts: take the seconds of the second.
+
+- affinities + agglomeration: examples/fib25.toml
+- h-minima, distance watershed: of boundaries, one minus the mean affinity within the section
+- overlap linking: segments of sections that are each other's largest overlap are one, however small it is
+- MaxExtend, 3C: see docs/methods.md; 3C needs --tracker
+- threshold + components: FLoRIN, on tissue that it is not made for
+
+Usage: python benchmarks/methods.py [--data $CLOUDSEG_DATA] [--tracker models/fib25_tracker] [--edge 250]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloudseg.geometry import Box
+from cloudseg.pipelines.spec import load_spec
+from cloudseg.tasking.steps import Layer, Site
+from cloudseg.tasking.task import Context
+from cloudseg.testing.phantom import neurite_phantom
+from cloudseg.testing.runs import print_table, stage_options, store
+from cloudseg.volumes import create_volume, open_objects, open_volume
+from cloudseg.volumes.evaluate import Labels, evaluate, skeletons_of_truth
+
+EXAMPLE = stage_options(Path(__file__).parents[1] / "examples" / "fib25.toml")
+NAMES = ("method", "ARE", "VOI split", "VOI merge", "VOI", "ERL", "CPU s / Mvx", "GMAC / Mvx", "MB", "exact")
+
+
+def stage(kind: str, **options: Any) -> dict[str, Any]:
+    """Return one ``[[stage]]``; options of the example first."""
+    return {"kind": kind, **EXAMPLE.get(kind, {}), **options}
+
+
+def methods(
+    shape: tuple[int, ...], *, tracker: str | None
+) -> dict[str, tuple[list[dict[str, Any]], str, str]]:
+    """Return the stages of each method, what they start from, and whether they are exact for any tiling."""
+    edge = -(-max(shape[:2]) // 64) * 64
+    sections = stage(
+        "distance_watershed",
+        stacked=True,
+        block_shape=[edge, edge, 64],
+        threshold=0.5,
+        sigma=2.0,
+        min_size_vx=30,
+    )
+    small = {"block_shape": [128, 128, 128]}
+    table = {
+        "affinities + agglomeration": ([stage("supervoxels"), stage("agglomerate")], "affinities", "yes"),
+        "h-minima": (
+            [
+                stage("boundary_affinities", **small),
+                stage("supervoxels", t_high=255),
+                stage("hmin_watershed", h=0.3, **small),
+            ],
+            "boundaries",
+            "yes",
+        ),
+        "distance watershed, 3D": (
+            [stage("distance_watershed", output="segmentation", threshold=0.5, min_size_vx=200)],
+            "boundaries",
+            "nearly",
+        ),
+        "2D + overlap linking": (
+            [sections, stage("max_extend", min_iou=0, min_overlap=0, branch_overlap=2, **small)],
+            "boundaries",
+            "yes",
+        ),
+        "2D + MaxExtend": ([sections, stage("max_extend", **small)], "boundaries", "yes"),
+    }
+    if tracker:
+        table["2D + 3C"] = (
+            [sections, stage("colour_track", model=tracker, sections_per_block=128)],
+            "boundaries",
+            "no",
+        )
+    wide = [400, 400, 400] if min(shape) > 52 else [120, 120, 120]
+    table["threshold + components"] = (
+        [
+            stage("threshold", neighbourhood_nm=wide, contrast=0.02, polarity="bright", **small),
+            stage("components", layer="foreground", connectivity=6, **small),
+        ],
+        "image",
+        "yes",
+    )
+    return table
+
+
+def run_job(job: dict[str, Any]) -> dict[str, float]:
+    """Run stages one task after the other in this process; return CPU seconds, multiply-adds, bytes."""
+    n_products = [0]
+    if any(s["kind"] in ("affinities", "colour_track") for s in job["stages"]):
+        import torch
+
+        def count(module: object, _inputs: object, output: Any) -> None:
+            if isinstance(module, torch.nn.Conv3d):
+                kernel = module.kernel_size[0] * module.kernel_size[1] * module.kernel_size[2]
+                n_products[0] += output.numel() * (module.in_channels // module.groups) * kernel
+
+        torch.set_num_threads(1)
+        torch.nn.modules.module.register_module_forward_hook(count)
+    spec = load_spec(
+        {"image": job["layers"]["image"], "root": job["root"], "stage": job["stages"]}, where="a method"
+    )
+    layers = {name: Layer(name, uri, open_volume(uri).info) for name, uri in job["layers"].items()}
+    context = Context(open_volume=open_volume, open_objects=open_objects)
+    started = time.process_time()
+    for one in spec.ordered():
+        plan = one.expand(Site(job["root"], layers, open_volume, open_objects))
+        for layer in plan.layers:
+            create_volume(layer.uri, layer.info)
+            layers[layer.name] = layer
+        for step in plan.steps:
+            for task in step.tasks():
+                task.run(context)
+    return {
+        "cpu_s": time.process_time() - started,
+        "products": n_products[0],
+        "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def measured(stages: list[dict[str, Any]], layers: dict[str, str], root: str) -> dict[str, float]:
+    """Run stages in a process of their own."""
+    job = json.dumps({"stages": stages, "layers": layers, "root": root})
+    done = subprocess.run(
+        [sys.executable, __file__, "--job", job], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def boundaries_of(affinities_uri: str, uri: str) -> str:
+    """Store one minus the mean affinity within the section."""
+    volume = open_volume(affinities_uri)
+    affinities = volume.read(volume.info.bounds)[:2].astype(np.uint16)
+    boundaries = (255 - (affinities[0] + affinities[1]) // 2).astype(np.uint8)
+    info = volume.info.model_copy(update={"n_channels": 1})
+    create_volume(uri, info).write(info.bounds, np.asfortranarray(boundaries))
+    return uri
+
+
+def data(folder: Path | None, edge: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int], str]:
+    """Return image, truth, the sections that are scored, and what it is."""
+    if folder is None or not (folder / "fib25" / "sample2_image.npz").is_file():
+        phantom = neurite_phantom((edge, edge, min(edge, 72)), seed=0)
+        return phantom.image, phantom.labels, (0, phantom.image.shape[2]), f"phantom, {edge} voxels wide"
+    image = np.load(folder / "fib25" / "sample2_image.npz")["image"][:edge, :edge, 104:176]
+    truth = np.zeros(image.shape, np.uint64)
+    labels = np.load(folder / "fib25" / "sample2_labels_z000_160.npz")["labels"]
+    truth[:, :, :56] = labels[:edge, :edge, 104:160]
+    return image, truth, (16, 56), f"FIB-25 sample 2, z 120-160, {edge} voxels wide"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=os.environ.get("CLOUDSEG_DATA"))
+    parser.add_argument("--edge", type=int, default=250)
+    parser.add_argument("--tracker", help="package of a tracking network for these voxels")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the segmentations, which are thrown away otherwise"
+    )
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        print(json.dumps(run_job(json.loads(args.job))))
+        return
+    image, truth, (low, high), what = data(args.data and Path(args.data), args.edge)
+    n_megavoxels, rows = image.size / 1e6, []
+    with tempfile.TemporaryDirectory() as name:
+        folder = args.keep.absolute() if args.keep else Path(name)
+        layers = {"image": store(f"file://{folder}/image", np.asfortranarray(image))}
+        truth_uri = store(f"file://{folder}/truth", np.asfortranarray(truth))
+        shared = measured(
+            [stage("affinities", block_shape=[256, 256, 128])], layers, f"file://{folder}/shared"
+        )
+        layers["affinities"] = f"file://{folder}/shared/affinities"
+        layers["boundaries"] = boundaries_of(layers["affinities"], f"file://{folder}/boundaries")
+        box = Box((0, 0, low), (*image.shape[:2], high))
+        truth_labels = Labels.open(truth_uri)
+        skeletons = skeletons_of_truth(truth_labels, truth_labels, box=box)
+        for n, (method, (stages, start, exact)) in enumerate(
+            methods(image.shape, tracker=args.tracker and str(Path(args.tracker).absolute())).items()
+        ):
+            root = f"file://{folder}/{n}"
+            cost = measured(stages, layers, root)
+            if start != "image":
+                for key in ("cpu_s", "products"):
+                    cost[key] += shared[key]
+                cost["memory_bytes"] = max(cost["memory_bytes"], shared["memory_bytes"])
+            result = evaluate(Labels.open(f"{root}/segmentation"), truth_labels, box=box, skeletons=skeletons)
+            scores = result.table.scores()
+            assert result.run_length is not None
+            rows.append(
+                (
+                    method,
+                    f"{scores.adapted_rand_error:.3f}",
+                    *(f"{v:.3f}" for v in (scores.voi_split, scores.voi_merge, scores.voi_sum)),
+                    f"{result.run_length.normalised_erl:.0%}",
+                    f"{cost['cpu_s'] / n_megavoxels:.1f}",
+                    f"{cost['products'] / 1e9 / n_megavoxels:.0f}",
+                    f"{cost['memory_bytes'] / 1e6:.0f}",
+                    exact,
+                )
+            )
+    print_table(f"{what}, {os.cpu_count()} cores", NAMES, rows)
+
+
+if __name__ == "__main__":
+    main()
