@@ -68,7 +68,14 @@ def train(config: Path, *, overrides: tuple[str, ...], threads: int | None) -> N
     for measured in spec.accuracy:
         click.echo(f"{METRICS[measured.metric]} {measured.value:.4f} of step {spec.training.n_steps:,}")
     click.echo(f"report: {settings.log_folder / REPORT_NAME}")
-    click.echo(f"use it with: model = {settings.output!r} in the {spec.output} stage")
+    stage = (
+        spec.output
+        if spec.output != "heads"
+        else "soma_locate"
+        if spec.heads == ("seed",)
+        else "soma_segment"
+    )
+    click.echo(f"use it with: model = {settings.output!r} in the {stage} stage")
 
 
 def _phantom(
