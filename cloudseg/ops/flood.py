@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ
@@ -419,6 +420,27 @@ def check_shape(shape: tuple[int, ...], rule: FloodRule) -> XYZ:
 def normalised(image: npt.NDArray[Any], *, mean: float, deviation: float) -> Floats:
     """Return grey levels as a network sees them: ``(grey - mean) / deviation``."""
     return np.asfortranarray((image.astype(np.float32) - np.float32(mean)) / np.float32(deviation))
+
+
+def closed_by_shift(shifts: npt.NDArray[Any], *, fov: XYZ, threshold: float = 4.0) -> Mask:
+    """Return where no field of view may be centred because sections slip somewhere inside of it.
+
+    Parameters
+    ----------
+    shifts
+        ``(2, x, y, z)``: how far each place lies from where the section before has it, along x and y, in voxels.
+    fov
+        Edges of the field of view.
+    threshold
+        Shift, along either axis, from which on a place is closed.
+
+    Returns
+    -------
+    ``(x, y, z)``.
+    """
+    slips = np.abs(shifts).max(axis=0) >= threshold
+    closed: Mask = ndimage.maximum_filter(slips, size=fov, mode="constant")
+    return closed
 
 
 def _logit(p: float) -> np.float32:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudseg.errors import SpecError
-from cloudseg.ops.flood import Canvas, FloodRule, normalised
+from cloudseg.ops.flood import Canvas, FloodRule, closed_by_shift, normalised
 from cloudseg.ops.flood_agglomerate import ReseedRule, contact_point, resegment
 from cloudseg.ops.flood_seeds import (
     bright_seeds,
@@ -243,6 +243,15 @@ def test_a_mask_that_closes_everything_leaves_nothing():
     canvas = Canvas(image, RULE, grow, closed=closed)
     assert canvas.run(seeds)
     assert not canvas.labels().any()
+
+
+def test_a_slip_in_view_closes_a_place():
+    shifts = np.random.default_rng(0).normal(scale=1.6, size=(2, 12, 11, 10))
+    closed = closed_by_shift(shifts, fov=(5, 3, 1), threshold=4.0)
+    for x, y, z in np.ndindex(12, 11, 10):
+        view = shifts[:, max(0, x - 2) : x + 3, max(0, y - 1) : y + 2, z]
+        assert closed[x, y, z] == (np.abs(view) >= 4.0).any(), (x, y, z)
+    assert 0 < closed.sum() < closed.size
 
 
 # -- seeds
