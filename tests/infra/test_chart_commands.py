@@ -16,6 +16,7 @@ from cloudseg.cli.worker import parse_size
 from cloudseg.geometry import Box
 from cloudseg.pipelines.spec import parse_spec
 from cloudseg.server.app import create_app, running
+from cloudseg.somas.store import CatalogSpec, write_version
 from cloudseg.tasking.metrics import OUTCOMES, Health, WorkerMetrics, serving
 from cloudseg.tasking.options import WorkerOptions
 from cloudseg.tasking.queue import open_queue
@@ -129,6 +130,19 @@ def test_every_kind_of_stage_has_one_pool(default_values):
     assert sorted(placed) == sorted(STAGES)
 
 
+def earlier_somas():
+    """Return the address of an empty catalogue, whose ids a stage may keep."""
+    uri = "memory://tests/chart/somas"
+    spec = CatalogSpec(
+        dataset="chart",
+        voxel_size_nm=(8, 8, 8),
+        bounds_nm=((0, 0, 0), (65536, 65536, 32768)),
+        made_from={"segmentation": "gs://bucket/earlier/somas"},
+    )
+    write_version(open_objects(uri), [], spec, version=1)
+    return uri
+
+
 def largest_task(kind):
     """Return the code's own estimate of the largest task of a stage, on a volume that no machine could hold."""
 
@@ -170,6 +184,8 @@ def largest_task(kind):
         "affinities": {"model": "fib25"},
         "boundaries": {"models": [membranes]},
         "downsample": {"layers": ["segmentation"]},
+        "soma_catalogue": {"layer": "segmentation"},
+        "soma_ids": {"layer": "segmentation", "previous": 1, "catalogue": earlier_somas()},
     }
     stage = stage_class(kind).load({"kind": kind, **options.get(kind, {})}, where=kind)
     steps = stage.expand(site).steps
