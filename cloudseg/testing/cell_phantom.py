@@ -52,8 +52,9 @@ def _tessellate(
     """Return the cell of each voxel, how far its nearest wall is in nm, and a number of that wall."""
     size = np.asarray(voxel_size_nm)
     diameter = np.exp(rng.uniform(np.log(4000.0), np.log(12000.0)))
-    turn = spatial.transform.Rotation.random(rng=rng).as_matrix()
-    stretch = np.exp(rng.normal(0.0, 0.35, 3))
+    # Some tissues grow along their axes, in files of long or flat cells.
+    turn = np.eye(3) if rng.random() < 0.5 else spatial.transform.Rotation.random(rng=rng).as_matrix()
+    stretch = np.exp(rng.normal(0.0, rng.choice([0.3, 0.6]), 3))
     # In this space cells are as wide as long.
     metric = turn @ np.diag(1 / (stretch / np.cbrt(stretch.prod()))) @ turn.T
     low, high = -1.5 * diameter * np.ones(3), np.asarray(shape) * size + 1.5 * diameter
@@ -62,10 +63,8 @@ def _tessellate(
         np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, size, strict=True)), indexing="ij"), axis=-1
     )
     for axis in range(3):
-        field = ndimage.gaussian_filter(
-            rng.standard_normal(shape, np.float32), 0.25 * diameter / size, mode="wrap"
-        )
-        where[..., axis] += field * (rng.uniform(0.0, 0.08) * diameter / max(float(field.std()), 1e-6))
+        field = _smooth_noise(shape, 0.25 * diameter / size, rng=rng)
+        where[..., axis] += field * (rng.uniform(0.0, 0.08) * diameter)
     distance, nearest = spatial.cKDTree(points).query(where.reshape(-1, 3) @ metric.T, k=2)
     apart = np.linalg.norm(points[nearest[:, 0]] - points[nearest[:, 1]], axis=1)
     # Exactly how far the plane between the two points is, in the cells' metric.
@@ -77,6 +76,16 @@ def _tessellate(
         to_wall.reshape(shape).astype(np.float32),
         wall.reshape(shape),
     )
+
+
+def _smooth_noise(
+    shape: tuple[int, ...], deviation_vx: npt.NDArray[np.float64], *, rng: np.random.Generator
+) -> Float:
+    """Return smooth noise of mean 0 and deviation 1."""
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), deviation_vx, mode="wrap")
+    noise -= noise.mean()
+    smooth: Float = noise / max(float(noise.std()), 1e-6)
+    return smooth
 
 
 def _scattered(
@@ -129,9 +138,13 @@ def _paint(
     sharp = rng.uniform(100.0, 300.0)
     deep = sharp * np.exp(rng.uniform(np.log(1.5), np.log(10.0)))  # light microscopes see worse along z
     image = ndimage.gaussian_filter(image, np.array([sharp, sharp, deep]) / size)
+    # What lies deeper is seen through more tissue: less and less sharp.
+    murk = rng.uniform(0.0, 1.0) * np.linspace(0, 1, shape[2], dtype=np.float32) ** rng.choice([1.0, 2.0])
+    image += murk * (
+        ndimage.gaussian_filter(image, np.array([2 * sharp, 2 * sharp, 2 * deep]) / size) - image
+    )
     image += rng.uniform(0.1, 0.9) * ndimage.gaussian_filter(image, np.array([900.0, 900.0, 2500.0]) / size)
-    light = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), 5000.0 / size, mode="wrap")
-    image *= np.exp(rng.uniform(0.0, 0.5) * light / max(float(light.std()), 1e-6))
+    image *= np.exp(rng.uniform(0.0, 0.5) * _smooth_noise(shape, 5000.0 / size, rng=rng))
     image *= np.exp(-rng.uniform(0.0, 0.8) * np.linspace(0, 1, shape[2]) ** rng.choice([1.0, 2.0]))
     image *= 1 - rng.uniform(0.0, 0.3) * (rng.random((*shape[:2], 1)) < 0.03)  # pixels of the camera
     photons = np.exp(rng.uniform(np.log(8.0), np.log(200.0)))
