@@ -21,7 +21,7 @@ from cloudseg.testing.somas import soma_table
 
 SEARCH = os.environ.get("HYPOTHESIS_PROFILE") == "search"
 MANY = settings(
-    max_examples=1000 if SEARCH else 60,
+    max_examples=1000 if SEARCH else 40,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 HOME = "/v1/datasets/made-up"
