@@ -73,13 +73,13 @@ class SomaSegmentOptions(FrozenModel):
     heads: Annotated[tuple[Head, ...], Field(min_length=1)] = ("interior", "boundary", "distance")
     seed_interior: Share = 0.5
     seed: Share = 0.5
-    seed_distance: Share = 0.35
+    seed_distance: Share = 0.3
     seed_boundary: Share = 0.5
     extent: Share = 0.5
     rim: bool = False
     reach_nm: Annotated[float, Field(ge=0, le=100_000)] = 3000.0
     boundary_cost: Annotated[int, Field(ge=0, le=1000)] = 4
-    min_seed_um3: NonNegativeFloat = 0.05
+    min_seed_um3: NonNegativeFloat = 0.2
     min_size_um3: NonNegativeFloat = 1.0
     missing: Literal["error", "zero"] = "error"
 
