@@ -1,8 +1,7 @@
 """How well somas are found and segmented on a phantom brain never seen in training, and at what work.
 
 1. A dense pass over all of it, segmented with two block shapes, whose voxels must be equal: F1 of centres within
-   1 um, intersection over union, touching pairs split, error of volumes. Bodies cut by the border count, in the first row
-   down to slivers.
+   1 um, intersection over union, touching pairs split, error of volumes. Bodies that the border cuts count, too.
 2. On a part of it, where all are run: the dense pass, the same round candidates only, and the published patch scheme
    (seven patches a seed, windows at the faces of blocks, thresholds, stitching), with the same network and candidates,
    counted in voxels that pass through it. The heads of the dense pass are made with two block shapes.

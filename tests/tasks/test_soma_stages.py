@@ -153,7 +153,11 @@ def test_touching_balls_are_told_apart_and_keep_their_size(root):
     ids, heads = balls(3, n=9)
     layer = put(heads, f"{root}/soma_heads", "soma_heads")
     layers, _ = run_stages(
-        [SomaSegmentStage(heads=HEADS, seed_distance=0.6, min_size_um3=0.05, **small((12, 12, 12)))],
+        [
+            SomaSegmentStage(
+                heads=HEADS, seed_distance=0.6, min_seed_um3=0.01, min_size_um3=0.05, **small((12, 12, 12))
+            )
+        ],
         {"soma_heads": layer},
         root,
     )
