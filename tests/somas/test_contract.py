@@ -108,6 +108,27 @@ def test_rows(somas, rows, selection, order, limit):
     assert facts["truncated"] is (limit is not None and limit < len(chosen))
 
 
+@pytest.mark.parametrize("predicate", ["centroid", "intersects"])
+def test_a_box_is_half_open_on_every_side(somas, rows, predicate):
+    row = brute.chosen(rows)[3]
+    at = [row[f"{axis}_nm"] for axis in "xyz"]
+    sizes = []
+    for axis in range(3):
+        for side in (-1, 1):
+            other = [v + 2e4 for v in at]
+            low = [v - 2e4 for v in at]
+            low[axis], other[axis] = (at[axis], at[axis] + 2e4) if side > 0 else (at[axis] - 2e4, at[axis])
+            expected = sorted(
+                r["soma_id"] for r in brute.chosen(rows, bbox=[low, other], predicate=predicate)
+            )
+            assert somas.query(bbox=[low, other], predicate=predicate)["soma_id"].tolist() == expected
+            sizes.append(row["soma_id"] in expected)
+    assert sizes == ([False, True] * 3 if predicate == "centroid" else [True] * 6)
+    assert len(somas.query(bbox=[at, at], predicate=predicate)) == 0, (
+        "an empty box holds and overlaps nothing"
+    )
+
+
 @FEW
 @given(
     selection=selections,
