@@ -230,7 +230,9 @@ def peaks(score: Floats, *, core: Box, outer: Box, least: float, window: XYZ) ->
     inner = core.slices_in(outer)
     low = np.array([s.start for s in inner], np.int64)
     high = np.array([s.stop for s in inner], np.int64)
-    found: npt.NDArray[np.int64] = _peaks(np.asfortranarray(score), low, high, np.array(window, np.int64), np.float32(least))
+    found: npt.NDArray[np.int64] = _peaks(
+        np.asfortranarray(score), low, high, np.array(window, np.int64), np.float32(least)
+    )
     found += np.array(outer.start, np.int64)
     return found
 
