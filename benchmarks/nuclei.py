@@ -126,7 +126,11 @@ def nuclei(data: Path | None, edge: int) -> tuple[np.ndarray, np.ndarray]:
         return np.asfortranarray(arrays["image"][cut]), np.asfortranarray(
             arrays["labels"][cut].astype(np.uint64)
         )
-    brain = PhantomBrain(BrainSpec(seed=7, shape=(edge,) * 3, voxel_size_nm=VOXEL_NM, tissue="all"))
+    brain = PhantomBrain(
+        BrainSpec(
+            seed=7, shape=(edge,) * 3, voxel_size_nm=VOXEL_NM, tissue="all", radius_nm=900.0, pitch_nm=2000.0
+        )
+    )
     return brain.image(brain.spec.bounds), brain.nuclei(brain.spec.bounds)
 
 
