@@ -1,7 +1,9 @@
-"""Bring the plant volumes into folders: python examples/plant_volumes.py $CLOUDSEG_DATA/plant data/plant
+"""Put the plant images and labels into volumes that ``cloudseg train examples/plant_train_3d.toml`` reads.
 
-Axes are x, y, z. Section 31 of the lateral root's labels has other ids than both its neighbours in every voxel: a slip of
-the annotation, not a wall. Here it becomes 0, unknown: left in, it teaches walls that nobody sees, and is scored.
+Section 31 of the lateral root's labels has other ids than both its neighbours in every voxel: a slip of the annotation,
+not a wall. Here it becomes 0, unknown: left in, it teaches walls that nobody sees, and is scored.
+
+Usage: python examples/plant_volumes.py FOLDER_WITH_NPZ_FILES OUTPUT_FOLDER
 """
 
 from __future__ import annotations
@@ -24,11 +26,8 @@ def slipped(labels: np.ndarray) -> list[int]:
     return [z for z in range(1, labels.shape[2] - 1) if changed[z - 1] and changed[z]]
 
 
-def main() -> None:
+def main(source: Path, target: Path) -> None:
     """Write image and labels of both."""
-    if len(sys.argv) != 3:
-        raise SystemExit(__doc__)
-    source, target = Path(sys.argv[1]), Path(sys.argv[2])
     for name, file in FILES.items():
         stored = np.load(source / file)
         image, labels = stored["image"], stored["labels"].astype(np.uint64)
@@ -41,9 +40,13 @@ def main() -> None:
                 voxel_size_nm=VOXEL_NM[name],
                 dtype=voxels.dtype.name,
                 layer="image" if kind == "image" else "segmentation",
+                encoding="raw" if kind == "image" else "compressed_segmentation",
             )
-            create_volume(f"{target / name}_{kind}", info).write(info.bounds, np.asfortranarray(voxels))
+            create_volume(target / f"{name}_{kind}", info).write(info.bounds, np.asfortranarray(voxels))
+            print(target / f"{name}_{kind}")
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
