@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from stage_runs import run_and_count
 
 from cloudseg.errors import ModelError, SpecError
 from cloudseg.geometry import Box
@@ -16,13 +16,11 @@ from cloudseg.ops.components import label_components
 from cloudseg.ops.soma_growth import SeedRule, extent_mask, grow, seed_mask
 from cloudseg.pipelines.spec import read_spec
 from cloudseg.tasking.steps import Layer, Site
-from cloudseg.tasking.task import Context
 from cloudseg.testing.tiny_model import tiny_package
 from cloudseg.volumes import VolumeInfo, clear_memory, create_volume, open_objects, open_volume
 from cloudseg.volumes.candidates import KEY, get_candidates, put_candidates
 from cloudseg.volumes.tables import get_table
 from cloudseg_tasks.boundaries import BoundariesStage
-from cloudseg_tasks.registry import load_task
 from cloudseg_tasks.soma_heads import SomaHeadsStage
 from cloudseg_tasks.soma_locate import SomaLocateStage
 from cloudseg_tasks.soma_segment import SomaSegmentStage
@@ -85,27 +83,6 @@ def balls(seed=0, n=7):
     return ids, np.asfortranarray(heads.clip(0, 255).astype(np.uint8))
 
 
-def run_stages(stages, layers, root, *, seed=0, repeat=False):
-    """Create layers and run every task from its own JSON, shuffled within a step; return all layers."""
-    layers, counters = dict(layers), {}
-    for stage in stages:
-        plan = stage.expand(Site(root, layers, open_volume, open_objects))
-        for layer in plan.layers:
-            create_volume(layer.uri, layer.info)
-            layers[layer.name] = layer
-        for step in plan.steps:
-            tasks = list(step.tasks()) * (2 if repeat else 1)
-            assert len({t.id for t in tasks}) == step.n_tasks > 0
-            assert step.task_memory_bytes > 0
-            random.Random(seed).shuffle(tasks)
-            for task in tasks:
-                ctx = Context(open_volume=open_volume, open_objects=open_objects)
-                load_task(task.canonical_json()).run(ctx)
-                for name, amount in ctx.counters.items():
-                    counters[step.name, name] = counters.get((step.name, name), 0) + amount
-    return layers, counters
-
-
 def voxels(layer):
     return open_volume(layer.uri).read(layer.info.bounds)
 
@@ -123,7 +100,7 @@ def test_segmented_somas_are_those_of_one_call_for_any_blocks(root, block, reach
         heads=HEADS, seed_distance=0.6, reach_nm=reach_nm, min_seed_um3=5 * voxel_um3, min_size_um3=60 * voxel_um3,
         **small(block),
     )  # fmt: skip
-    layers, counters = run_stages(
+    layers, counters = run_and_count(
         [stage], {"soma_heads": layer}, root, seed=block[1], repeat=block == BLOCKS[1]
     )
     bounds = layer.info.bounds
@@ -152,7 +129,7 @@ def test_segmented_somas_are_those_of_one_call_for_any_blocks(root, block, reach
 def test_touching_balls_are_told_apart_and_keep_their_size(root):
     ids, heads = balls(3, n=9)
     layer = put(heads, f"{root}/soma_heads", "soma_heads")
-    layers, _ = run_stages(
+    layers, _ = run_and_count(
         [
             SomaSegmentStage(
                 heads=HEADS, seed_distance=0.6, min_seed_um3=0.01, min_size_um3=0.05, **small((12, 12, 12))
@@ -190,7 +167,7 @@ def test_heads_do_not_depend_on_the_blocks_and_far_from_candidates_nothing_is_co
             precision="float32",
             **small(block),
         )
-        layers, counters = run_stages([stage], {"image": layer}, f"{root}/{block[0]}")
+        layers, counters = run_and_count([stage], {"image": layer}, f"{root}/{block[0]}")
         results.append(voxels(layers["soma_heads"]))
         patches.append(counters["soma_heads", "patches"])
         assert counters["soma_heads", "network_voxels"] == patches[-1] * 16 * 16 * 12
@@ -235,7 +212,7 @@ def test_the_same_candidates_are_found_for_any_blocks_and_each_ball_is_one(root,
         clear_memory()
         layer = put(np.asfortranarray(source), f"{root}/what", "what", **changes)
         stage = SomaLocateStage(method=method, block_shape=block, **settings, **common)
-        run_stages([stage], {"what": layer}, root, repeat=block[0] == 13)
+        run_and_count([stage], {"what": layer}, root, repeat=block[0] == 13)
         tables.append(get_table(open_objects(f"{root}/graph/soma_locate"), KEY))
     for other in tables[1:]:
         for name, column in tables[0].items():
@@ -273,7 +250,7 @@ def test_blocks_without_tissue_are_passed_over(root):
     tables, counts = [], []
     for changes in ({}, {"min_deviation": 8.0, "cell": (4, 4, 4)}, {"mask": f"{root}/mask"}):
         stage = SomaLocateStage(name=f"by{len(tables)}", block_shape=(10, 13, 21), **common, **changes)
-        _, counters = run_stages([stage], {"image": layer}, root)
+        _, counters = run_and_count([stage], {"image": layer}, root)
         counts.append(counters[f"by{len(tables)}.peaks", "looked_at_voxels"])
         tables.append(get_table(open_objects(f"{root}/graph/by{len(tables)}"), KEY))
     assert counts[1] == counts[2] == counts[0] // 2

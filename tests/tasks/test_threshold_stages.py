@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import random
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from scipy import ndimage
+from stage_runs import run_stages
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import Box
@@ -18,12 +18,10 @@ from cloudseg.ops.morphology import MorphologyRule, clean_mask
 from cloudseg.ops.object_shape import block_shapes, merged_shapes
 from cloudseg.ops.threshold import NeighbourhoodRule, neighbourhood_threshold
 from cloudseg.tasking.steps import Layer, Site
-from cloudseg.tasking.task import Context
 from cloudseg.volumes import VolumeInfo, clear_memory, create_volume, open_objects, open_volume, read_info
 from cloudseg_tasks.classify import ClassifyStage
 from cloudseg_tasks.components import ComponentsStage
 from cloudseg_tasks.morphology import MorphologyStage
-from cloudseg_tasks.registry import load_task
 from cloudseg_tasks.threshold import ThresholdStage
 
 SHAPE = (23, 17, 13)
@@ -49,27 +47,6 @@ def put(data, uri, name="image"):
     info = VolumeInfo(bounds=BOUNDS, voxel_size_nm=SIZE_NM, chunk_shape=(8, 8, 8))
     create_volume(uri, info).write(info.bounds, data)
     return Layer(name, uri, info)
-
-
-def run_stages(stages, layers, root, *, seed=0, repeat=False):
-    """Create layers and run every task from its own JSON, shuffled within a step; return all layers' voxels."""
-    layers = dict(layers)
-    ctx = Context(open_volume=open_volume, open_objects=open_objects)
-    for stage in stages:
-        plan = stage.expand(Site(root, layers, open_volume, open_objects))
-        for layer in plan.layers:
-            create_volume(layer.uri, layer.info)
-            layers[layer.name] = layer
-        for step in plan.steps:
-            if step.prepare:
-                step.prepare()
-            tasks = list(step.tasks()) * (2 if repeat else 1)
-            assert len({t.id for t in tasks}) == step.n_tasks > 0
-            assert step.task_memory_bytes > 0
-            random.Random(seed).shuffle(tasks)
-            for task in tasks:
-                load_task(task.canonical_json()).run(ctx)
-    return {name: open_volume(layer.uri).read(layer.info.bounds) for name, layer in layers.items()}
 
 
 def stages_of(block, *, connectivity=26):
