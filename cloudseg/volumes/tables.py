@@ -23,7 +23,7 @@ def put_table(objects: Objects, key: str, columns: Mapping[str, Column]) -> int:
     The same columns give the same bytes.
     """
     sink = io.BytesIO()
-    table = pa.table({name: pa.array(np.ascontiguousarray(column)) for name, column in columns.items()})
+    table = pa.table({name: _array(column) for name, column in columns.items()})
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue()
     objects.put(key, data)
@@ -42,10 +42,40 @@ def get_table(objects: Objects, key: str, *, columns: Iterable[str] | None = Non
     """
     data = objects.get(key)
     try:
-        table = pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+        table = pq.ParquetFile(io.BytesIO(data)).read(columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(
             f"{objects.uri}/{key} ({len(data)} bytes) is not a readable Parquet file: {error}; "
             "delete it with the receipts of its stage and run the stage again"
         ) from error
-    return {name: table[name].to_numpy() for name in table.column_names}
+    return {name: _numbers(table[name]) for name in table.column_names}
+
+
+def _array(column: Column) -> pa.Array:
+    """Return a column for Arrow.
+
+    ``pa.array`` would import pandas, where it is installed, into every worker: half a second, and 40 MB for good. So
+    would ``to_numpy`` below, and ``pq.read_table``.
+    """
+    if column.dtype == np.bool_:
+        data = np.packbits(column, bitorder="little")
+    else:
+        data = np.ascontiguousarray(column)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(column.dtype), len(column), [None, pa.py_buffer(data)])
+
+
+def _numbers(column: pa.ChunkedArray) -> Column:
+    """Return a column of Arrow as numpy has it."""
+    parts: list[Column] = []
+    for chunk in column.chunks:
+        if pa.types.is_boolean(chunk.type):
+            bits = np.frombuffer(chunk.buffers()[1], np.uint8)
+            parts.append(
+                np.unpackbits(bits, bitorder="little")[chunk.offset :][: len(chunk)].astype(np.bool_)
+            )
+        else:
+            parts.append(np.from_dlpack(chunk))
+    if not parts:
+        return np.empty(0, column.type.to_pandas_dtype())
+    joined: Column = np.concatenate(parts)
+    return joined
