@@ -68,5 +68,5 @@ def test_heads_and_outputs_must_agree(tmp_path):
         arguments={"n_out": 2, "widths": (4, 6), "pools": ((2, 2, 2),)},
         objects=open_objects,
     )
-    with pytest.raises(ModelError, match="predicts heads, not affinities: .* 'soma_segment'"):
+    with pytest.raises(ModelError, match="predicts heads, not affinities: .* 'soma_heads'"):
         load_model(uri)
