@@ -119,6 +119,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     use_threads(args.threads)
+    packages = [package for package in args.deepem3d if Path(package).exists()]
+    if not Path(args.image).exists() or not (packages or Path(args.affinities or "-").exists()):
+        print(f"nothing to measure: make {args.image} and packages as examples/train_snemi3d_*.toml say")
+        return
     whole = open_volume(args.image).info.bounds
     box = Box((*whole.start[:2], SECTIONS[0]), (*whole.stop[:2], SECTIONS[1]))
     image = open_volume(args.image).read(box)
@@ -129,14 +133,14 @@ def main() -> None:
         rows += measured(_name(args.affinities), maps, seconds, truth, linked)
     for views in (False, True)[: 1 + args.views]:
         joined, total_s = None, 0.0
-        for package in args.deepem3d:
+        for package in packages:
             model = load_model(package, offsets=())
             maps, seconds = predicted(Views(model) if views else model, image)
             name = _name(package) + (", 16 views" if views else "")
             rows += measured(name, maps[0], seconds, truth, deepened)
             joined, total_s = (maps[0] if joined is None else np.maximum(joined, maps[0])), total_s + seconds
-        if joined is not None and len(args.deepem3d) > 1:
-            name = f"maximum of {len(args.deepem3d)}" + (", 16 views" if views else "")
+        if joined is not None and len(packages) > 1:
+            name = f"maximum of {len(packages)}" + (", 16 views" if views else "")
             rows += measured(name, joined, total_s, truth, deepened)
     header = ("network", "s / Mvx", "segments by", "at", "SNEMI", "ARE", "VOI split", "VOI merge", "VOI")
     print_table(f"SNEMI3D's quarter, sections 84 to 100, {args.threads} threads", header, rows)
