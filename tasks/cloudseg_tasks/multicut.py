@@ -95,7 +95,7 @@ class MulticutStage(LabelsStage):
     """Cut the region graph of a stage ``agglomerate`` into the layer ``multicut``, by all its edges at once.
 
     The same for any tiling, but not decided by blocks: one task holds the whole graph, some 400 bytes an edge.
-    Labs with a few Gvoxel often find multicut a little better than the mean; ``cloudseg compare`` says.
+    Whether it is better than the mean depends on the tissue: ``cloudseg compare`` says.
 
     Attributes
     ----------

@@ -182,6 +182,22 @@ _BUMP_NM = 200.0  # as in anatomy
 
 
 @numba.njit(cache=True, inline="always")
+def _unevenness(uneven, b, dx, dy, dz, q):
+    """By which share body ``b`` reaches further in the direction ``dx, dy, dz`` of squared length ``q``."""
+    return (
+        np.float32(uneven[b, 0]) * dx * dx
+        + np.float32(uneven[b, 1]) * dy * dy
+        + np.float32(uneven[b, 2]) * dz * dz
+        + np.float32(2.0)
+        * (
+            np.float32(uneven[b, 3]) * dx * dy
+            + np.float32(uneven[b, 4]) * dx * dz
+            + np.float32(uneven[b, 5]) * dy * dz
+        )
+    ) / q
+
+
+@numba.njit(cache=True, inline="always")
 def _surface(x, y, z, centre, radius, reach, uneven, axis, b):
     """How far outside the surface of body ``b`` a place lies, in nm, before bumps; 1e9 beyond its reach."""
     dx, dy, dz = (
@@ -195,17 +211,7 @@ def _surface(x, y, z, centre, radius, reach, uneven, axis, b):
         return np.float32(1e9)
     q = max(q, np.float32(1e-3))
     s = np.sqrt(q)
-    form = (
-        np.float32(uneven[b, 0]) * dx * dx
-        + np.float32(uneven[b, 1]) * dy * dy
-        + np.float32(uneven[b, 2]) * dz * dz
-        + np.float32(2.0)
-        * (
-            np.float32(uneven[b, 3]) * dx * dy
-            + np.float32(uneven[b, 4]) * dx * dz
-            + np.float32(uneven[b, 5]) * dy * dz
-        )
-    ) / q
+    form = _unevenness(uneven, b, dx, dy, dz, q)
     up = (dx * np.float32(axis[b, 0]) + dy * np.float32(axis[b, 1]) + dz * np.float32(axis[b, 2])) / s
     if up > np.float32(0.0):
         up3 = up * up * up
@@ -222,17 +228,7 @@ def _in_nucleus(x, y, z, uneven, nucleus, b):
         np.float32(z - nucleus[b, 2]),
     )
     q = max(dx * dx + dy * dy + dz * dz, np.float32(1e-3))
-    form = (
-        np.float32(uneven[b, 0]) * dx * dx
-        + np.float32(uneven[b, 1]) * dy * dy
-        + np.float32(uneven[b, 2]) * dz * dz
-        + np.float32(2.0)
-        * (
-            np.float32(uneven[b, 3]) * dx * dy
-            + np.float32(uneven[b, 4]) * dx * dz
-            + np.float32(uneven[b, 5]) * dy * dz
-        )
-    ) / q
+    form = _unevenness(uneven, b, dx, dy, dz, q)
     return np.sqrt(q) - np.float32(nucleus[b, 3]) * (np.float32(1.0) + form)
 
 
