@@ -57,6 +57,8 @@ def _array(column: Column) -> pa.Array:
     ``pa.array`` would import pandas, where it is installed, into every worker: half a second, and 40 MB for good. So
     would ``to_numpy`` below, and ``pq.read_table``.
     """
+    if column.dtype.kind not in "biuf":  # words: Arrow lays them out itself
+        return pa.array(np.ascontiguousarray(column))
     if column.dtype == np.bool_:
         data = np.packbits(column, bitorder="little")
     else:
@@ -66,6 +68,13 @@ def _array(column: Column) -> pa.Array:
 
 def _numbers(column: pa.ChunkedArray) -> Column:
     """Return a column of Arrow as numpy has it."""
+    if not (
+        pa.types.is_boolean(column.type)
+        or pa.types.is_integer(column.type)
+        or pa.types.is_floating(column.type)
+    ):
+        words: Column = column.to_numpy()
+        return words
     parts: list[Column] = []
     for chunk in column.chunks:
         if pa.types.is_boolean(chunk.type):

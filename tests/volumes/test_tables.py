@@ -50,6 +50,13 @@ def test_the_bytes_are_those_that_arrow_writes_itself(objects):
     assert objects.get("t") == sink.getvalue()
 
 
+def test_words_come_back_too(objects):
+    put_table(objects, "t", {"kind": np.array(["neuron", "glia", ""]), "id": np.arange(3)})
+    back = get_table(objects, "t")
+    assert back["kind"].tolist() == ["neuron", "glia", ""]
+    assert back["id"].tolist() == [0, 1, 2]
+
+
 def test_some_columns_of_many_row_groups(objects):
     sink = io.BytesIO()
     pq.write_table(
