@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -15,6 +17,7 @@ import pytest
 
 from cloudseg import Somas
 from cloudseg.geometry import Box
+from cloudseg.server.app import listen
 from cloudseg.somas.store import publish, write_version
 from cloudseg.testing.somas import SPEC, soma_table
 from cloudseg.volumes import VolumeInfo, create_volume, open_objects
@@ -136,6 +139,27 @@ def test_a_wrong_server_is_one_sentence_and_an_exit_code(root):
     result = cloudseg("link", str(root), "--server", "localhost")
     assert result.returncode == 2
     assert "a server is written http://host:port" in result.stderr
+
+
+def test_answers_do_not_wait_for_acknowledgements():
+    """Headers and body go out in two packets: with Nagle's algorithm the second waits 40 ms for the first."""
+
+    async def accepted_with_nodelay(sock: socket.socket) -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        async def took(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            here = writer.get_extra_info("socket")
+            found.set_result(here.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(took, sock=sock):
+            _, writer = await asyncio.open_connection(*sock.getsockname()[:2])
+            answer = await found
+            writer.close()
+            await writer.wait_closed()
+            return answer
+
+    assert asyncio.run(accepted_with_nodelay(listen("127.0.0.1", 0))) == 1
 
 
 def test_looking_at_results_imports_nothing_heavy():
