@@ -195,6 +195,11 @@ class Canvas:
         """The logit from which on a voxel is of an object."""
         return self._segment
 
+    @property
+    def n_seeds_done(self) -> int:
+        """How many seeds were taken, or passed over."""
+        return self._next
+
     def labels(self) -> npt.NDArray[np.uint64]:
         """Return the segments, ``(x, y, z)``; 0: none."""
         return np.maximum(self.segments, 0).astype(np.uint64)
