@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def facts(table: pa.Table) -> dict[str, Any]:
     """Return what an answer says about itself."""
-    from cloudseg.somas.catalogue import facts_of
+    from cloudseg.somas.tables import facts_of
 
     return facts_of(table)
 

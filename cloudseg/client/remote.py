@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -67,17 +68,23 @@ class ServerSource:
         return self._arrow(f"{self._path}/somas:{question}", asked.model_dump(mode="json", exclude_none=True))
 
     def rows(self, asked: Query) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a query, page by page; all of the version that it began with."""
-        from cloudseg.somas.catalogue import facts_of
+        """Yield the rows of a query: a page, and if there are more, the others as a stream from there on."""
+        from cloudseg.somas.tables import facts_of
 
-        question = {"page_rows": PAGE_ROWS, **asked.model_dump(mode="json", exclude_none=True)}
-        while True:
-            page = self._arrow(f"{self._path}/somas:query", question)
-            following = facts_of(page)["next"]
-            yield from page.replace_schema_metadata(None).to_batches()
-            if following is None:
-                return
-            question["cursor"] = following
+        question = asked.model_dump(mode="json", exclude_none=True)
+        page = self._arrow(f"{self._path}/somas:query", {"page_rows": PAGE_ROWS, **question})
+        yield from page.replace_schema_metadata(None).to_batches()
+        following = facts_of(page)["next"]
+        if following is None:
+            return
+
+        def remaining() -> dict[str, Any]:
+            return {**question, "cursor": following}
+
+        path = f"{self._path}/somas:stream"
+        for batch, behind in self._transport.stream(path, remaining, accept=ARROW, read=_read_batches):
+            following = behind
+            yield batch
 
     def opinions(self) -> list[Opinion]:
         """Return the reference rows."""
@@ -95,7 +102,12 @@ class ServerSource:
             for each in opinions
         ]
         self._transport.post(
-            f"{self._path}/annotations", {"rows": rows}, accept="application/json", read=lambda reply: reply
+            f"{self._path}/annotations",
+            {"rows": rows},
+            accept="application/json",
+            read=lambda reply: reply,
+            # The same in each attempt: rows of which only the answer was lost are not appended again.
+            headers={"Idempotency-Key": uuid.uuid4().hex},
         )
 
     def close(self) -> None:
@@ -119,13 +131,37 @@ class ServerSource:
 def _read_table(reply: Reply) -> pa.Table:
     import pyarrow as pa
 
-    if not reply.headers.get("content-type", "").startswith(ARROW):
-        raise ServerError(
-            f"expected an Arrow stream, got {reply.headers.get('content-type', 'no type')}: is this the address of a "
-            "cloudseg server?"
-        )
+    _expect_arrow(reply)
     try:
         with pa.ipc.open_stream(reply.data) as reader:
             return reader.read_all()
     except (pa.ArrowException, OSError) as error:
         refuse(f"the answer was not whole ({error})")
+
+
+def _read_batches(reply: Reply) -> Iterator[tuple[pa.RecordBatch, str | None]]:
+    """Yield the batches of a stream, each with the cursor of what follows."""
+    import pyarrow as pa
+    import urllib3
+
+    from cloudseg.somas.tables import NEXT
+
+    _expect_arrow(reply)
+    following: str | None = ""
+    try:
+        with pa.ipc.open_stream(reply.file) as reader:
+            while following is not None:
+                # A stream that breaks off between two batches looks like one that ended.
+                batch, metadata = reader.read_next_batch_with_custom_metadata()
+                following = metadata[NEXT].decode() if metadata and NEXT in metadata else None
+                yield batch.replace_schema_metadata(None), following
+    except (pa.ArrowException, OSError, urllib3.exceptions.HTTPError, StopIteration) as error:
+        refuse(f"the stream was not whole ({error or 'rows are missing at its end'})")
+
+
+def _expect_arrow(reply: Reply) -> None:
+    if not reply.headers.get("content-type", "").startswith(ARROW):
+        raise ServerError(
+            f"expected an Arrow stream, got {reply.headers.get('content-type', 'no type')}: is this the address of a "
+            "cloudseg server?"
+        )

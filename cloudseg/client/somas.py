@@ -214,8 +214,8 @@ class Somas:
 
         import pyarrow as pa
 
-        from cloudseg.somas.catalogue import METADATA
         from cloudseg.somas.requests import Count
+        from cloudseg.somas.tables import METADATA
 
         asked = self._query(where, how)
         batches = list(self._source.rows(asked))
@@ -440,8 +440,8 @@ class Somas:
         return Query.of(present(where=conditions(where), version=self.version, **given))
 
     def _schema(self, asked: Any) -> pa.Schema:
-        from cloudseg.somas.catalogue import schema_of
         from cloudseg.somas.requests import wanted_columns
+        from cloudseg.somas.tables import schema_of
 
         return schema_of(wanted_columns(asked.columns), asked.units)
 

@@ -7,10 +7,10 @@ import os
 import random
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never
+from typing import TYPE_CHECKING, Any, Never, TypeVar
 from urllib.parse import urlsplit
 
 from cloudseg.errors import (
@@ -26,6 +26,8 @@ from cloudseg.errors import (
 if TYPE_CHECKING:
     import urllib3
 
+T = TypeVar("T")
+
 ATTEMPTS = 6
 _CONNECT_S = 10.0
 _FIRST_WAIT_S = 0.25
@@ -38,10 +40,11 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer: its headers (names in lower case) and its whole body."""
+    """An answer: its headers (names in lower case) and its whole body, or a file to read it from."""
 
     headers: Mapping[str, str]
     data: bytes
+    file: Any = None
 
 
 @dataclass
@@ -89,12 +92,79 @@ class Transport:
         """Return the JSON at ``path``."""
         return self.send("GET", path, None, accept="application/json", read=_read_json)
 
-    def post(self, path: str, body: Any, *, accept: str, read: Callable[[Reply], Any]) -> Any:
-        """Send a question; it changes nothing, so it may be sent again."""
-        return self.send("POST", path, json.dumps(body).encode(), accept=accept, read=read)
+    def post(
+        self,
+        path: str,
+        body: Any,
+        *,
+        accept: str,
+        read: Callable[[Reply], Any],
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send what changes nothing, or nothing more when it is sent again: where there is no answer, it is."""
+        return self.send("POST", path, json.dumps(body).encode(), accept=accept, read=read, headers=headers)
+
+    def stream(
+        self,
+        path: str,
+        body: Callable[[], Any],
+        *,
+        accept: str,
+        read: Callable[[Reply], Iterator[T]],
+    ) -> Iterator[T]:
+        """Yield what is read of a long answer while it comes; where it breaks off, ask for the rest.
+
+        Parameters
+        ----------
+        path
+            Where to ask.
+        body
+            Gives the question for what was not yielded yet.
+        accept
+            Media type of the answer.
+        read
+            Yields from its file; raises :class:`~cloudseg.errors.TransientStorageError` where it ends too soon.
+
+        Raises
+        ------
+        TransientStorageError
+            If it breaks off ATTEMPTS times without anything new.
+        """
+        n_broken = 0
+        while True:
+            reply = self.send(
+                "POST",
+                path,
+                json.dumps(body()).encode(),
+                accept=accept,
+                read=lambda reply: reply,
+                whole=False,
+            )
+            try:
+                for item in read(reply):
+                    n_broken = 0
+                    yield item
+                return
+            except TransientStorageError as error:
+                n_broken += 1
+                if n_broken >= ATTEMPTS:
+                    raise TransientStorageError(
+                        f"the answer of {self.base}{path} broke off {n_broken} times in a row: {error}"
+                    ) from error
+            finally:
+                reply.file.close()
+            self.sleep(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**n_broken) * self.jitter())
 
     def send(
-        self, method: str, path: str, body: bytes | None, *, accept: str, read: Callable[[Reply], Any]
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        *,
+        accept: str,
+        read: Callable[[Reply], Any],
+        headers: Mapping[str, str] | None = None,
+        whole: bool = True,
     ) -> Any:
         """Send a request until it is answered, or ATTEMPTS are used up.
 
@@ -107,6 +177,10 @@ class Transport:
         read
             Reads the answer; where it raises :class:`~cloudseg.errors.TransientStorageError`, the answer was not
             whole and the request is repeated.
+        headers
+            More of them.
+        whole
+            Whether the answer is in memory before it is read; otherwise only its beginning has come.
 
         Raises
         ------
@@ -125,11 +199,13 @@ class Transport:
                     method,
                     self.base + path,
                     body=body,
-                    headers=self._headers(accept),
+                    headers={**self._headers(accept), **(headers or {})},
                     timeout=urllib3.Timeout(connect=min(_CONNECT_S, self.timeout_s), read=self.timeout_s),
                     retries=False,
                     redirect=False,
+                    preload_content=whole,
                 )
+                reply = _reply(answer, whole=whole)
             except urllib3.exceptions.HTTPError as error:
                 problem = TransientStorageError(
                     f"cannot reach {self.base}{path}: {_short(error)}; check the address and the network, or give a "
@@ -137,7 +213,6 @@ class Transport:
                 )
                 problem.__cause__ = error
             else:
-                reply = Reply({name.lower(): value for name, value in answer.headers.items()}, answer.data)
                 if answer.status == 200:
                     try:
                         return read(reply)
@@ -173,6 +248,13 @@ class Transport:
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         return headers
+
+
+def _reply(answer: urllib3.BaseHTTPResponse, *, whole: bool) -> Reply:
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    if whole or answer.status != 200:
+        return Reply(headers, answer.data)
+    return Reply(headers, b"", answer)
 
 
 def find_token(base: str, given: str | None) -> str | None:

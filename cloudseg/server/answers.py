@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 
 from cloudseg.server.access import RefusedError
 from cloudseg.server.ranges import matches
-from cloudseg.somas.catalogue import facts_of
+from cloudseg.somas.tables import METADATA, NEXT, facts_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,8 +31,8 @@ TYPES: dict[Form, str] = {
 PAGE_ROWS: dict[Form, int] = {"json": 10_000, "csv": 10_000, "arrow": 100_000, "parquet": 100_000}
 
 
-def wanted_form(accept: str | None, form: Form | None) -> Form:
-    """Return the form that ``?format=`` or the Accept header asks for; JSON if neither does.
+def wanted_form(accept: str | None, form: Form | None, *, among: Sequence[Form] = tuple(TYPES)) -> Form:
+    """Return the form that ``?format=`` or the Accept header asks for; the first of ``among`` if neither does.
 
     Raises
     ------
@@ -44,13 +47,15 @@ def wanted_form(accept: str | None, form: Form | None) -> Form:
         quality = next((each[2:] for each in parameters if each.startswith("q=")), "1")
         weights[name] = float(quality) if quality.replace(".", "", 1).isdigit() else 0.0
     best: tuple[float, Form] | None = None
-    for each, kind in TYPES.items():
+    for each in among:
+        kind = TYPES[each]
         weight = weights.get(kind, weights.get(kind.partition("/")[0] + "/*", weights.get("*/*", 0.0)))
         if weight > 0 and (best is None or weight > best[0]):
             best = (weight, each)
     if best is None:
         raise RefusedError(
-            406, f"answers come as {', '.join(TYPES.values())}; the Accept header takes none of them"
+            406,
+            f"answers come as {', '.join(TYPES[each] for each in among)}; the Accept header takes none of them",
         )
     return best[1]
 
@@ -83,6 +88,67 @@ def answer(table: pa.Table, form: Form) -> Response:
     return Response(
         json.dumps(body, separators=(",", ":"), allow_nan=False), media_type=TYPES[form], headers=headers
     )
+
+
+def arrow_stream(facts: dict[str, Any], batches: Iterator[tuple[pa.RecordBatch, str | None]]) -> Response:
+    """Return rows as an Arrow stream that is written while it is sent.
+
+    Parameters
+    ----------
+    facts
+        For the schema's metadata and for ``Cloudseg-Facts``.
+    batches
+        At least one. The metadata of each names, as ``next``, the cursor of what follows it; the last has none. So a
+        reader knows whether the stream was whole, and from where to go on if it was not.
+    """
+    # The first one now: what goes wrong before it is answered in words.
+    first = next(batches)
+    headers = {"Cloudseg-Facts": json.dumps(facts), "Vary": "Accept"}
+    return StreamingResponse(
+        _written(facts, chain([first], batches)), media_type=TYPES["arrow"], headers=headers
+    )
+
+
+def _written(facts: dict[str, Any], batches: Iterable[tuple[pa.RecordBatch, str | None]]) -> Iterator[bytes]:
+    import pyarrow as pa
+
+    sink = _Sink()
+    writer = None
+    for batch, following in batches:
+        if writer is None:
+            schema = batch.schema.with_metadata({METADATA: json.dumps(facts).encode()})
+            writer = pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression="zstd"))
+        writer.write_batch(batch, custom_metadata=None if following is None else {NEXT: following})
+        yield sink.taken()
+    assert writer is not None
+    writer.close()
+    yield sink.taken()
+
+
+class _Sink(io.RawIOBase):
+    """A file from which what was written can be taken away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pieces: list[bytes] = []
+        self._at = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def write(self, data: Any) -> int:
+        piece = bytes(data)
+        self._pieces.append(piece)
+        self._at += len(piece)
+        return len(piece)
+
+    def taken(self) -> bytes:
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        return data
 
 
 def tagged(response: Response, request: Request, *, immutable: bool) -> Response:

@@ -115,7 +115,10 @@ class Application:
         if any(name == b"access-control-allow-origin" for name, _ in cors):
             headers += [
                 (b"access-control-allow-methods", methods),
-                (b"access-control-allow-headers", b"authorization, content-type" if is_api else asked),
+                (
+                    b"access-control-allow-headers",
+                    b"authorization, content-type, idempotency-key" if is_api else asked,
+                ),
                 # A public page that reads from this machine asks for this as well.
                 (b"access-control-allow-private-network", b"true"),
                 (b"access-control-max-age", b"86400"),

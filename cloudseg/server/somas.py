@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from cloudseg.errors import NotFoundError, QueryError
 from cloudseg.server.access import Access, Identity, Scope
-from cloudseg.server.answers import PAGE_ROWS, TYPES, Form, answer, tagged, wanted_form
+from cloudseg.server.answers import PAGE_ROWS, TYPES, Form, answer, arrow_stream, tagged, wanted_form
 from cloudseg.server.datasets import Datasets
 from cloudseg.server.numbers import Numbers
 from cloudseg.somas import requests
+from cloudseg.somas.catalogue import Catalogue
+from cloudseg.somas.cursors import Cursor
 from cloudseg.somas.filters import id_list
-from cloudseg.somas.opinions import Opinion, append_opinions, read_opinions
+from cloudseg.somas.opinions import Opinion, append_once, append_opinions, read_opinions
 from cloudseg.somas.properties import segment_properties as properties
 from cloudseg.somas.schema import COLUMNS
 from cloudseg.specs import FrozenModel
@@ -37,6 +39,14 @@ MAX_OPINIONS = 10_000
 
 _DIGITS = re.compile(r"^\d{1,20}$")
 FormQuery = Annotated[Form | None, Query(alias="format", description="Overrides the Accept header.")]
+OnceHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[!-~]{1,100}$",
+        description="Of one's own making; a request that is repeated with the same appends nothing more.",
+    ),
+]
 VersionQuery = Annotated[int | None, Query(gt=0, lt=1 << 62, description="The published version if absent.")]
 
 
@@ -73,13 +83,16 @@ PROBLEMS: dict[int | str, dict[str, Any]] = dict.fromkeys(
 _TABLE: dict[int | str, dict[str, Any]] = {
     200: {"description": "A table.", "content": {kind: {} for kind in TYPES.values()}}
 }
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "An Arrow stream.", "content": {TYPES["arrow"]: {}}}
+}
 
 
 def soma_router(datasets: Datasets, access: Access, numbers: Numbers) -> APIRouter:
     """Return the routes below ``/v1``."""
 
-    def may(scope: Scope) -> Callable[[Request], Identity]:
-        def check(request: Request) -> Identity:
+    def may(scope: Scope) -> Callable[[Request], Awaitable[Identity]]:
+        async def check(request: Request) -> Identity:  # a thread for so little would cost more than it
             peer = request.client.host if request.client else "unknown"
             return access.admit(request.headers.get("authorization"), peer=peer, scope=scope)
 
@@ -92,6 +105,12 @@ def soma_router(datasets: Datasets, access: Access, numbers: Numbers) -> APIRout
     def send(table: pa.Table, form: Form) -> Response:
         numbers.rows(table.num_rows)
         return answer(table, form)
+
+    def catalogue_for(dataset: str, body: requests.Query) -> Catalogue:
+        version = body.version
+        if version is None and body.cursor is not None:
+            version = Cursor.parse(body.cursor).version  # paging stays with the version that it began with
+        return datasets.catalogue(dataset, version)[2]
 
     @router.get("", dependencies=[reader])
     def all_datasets(request: Request) -> Response:
@@ -126,13 +145,24 @@ def soma_router(datasets: Datasets, access: Access, numbers: Numbers) -> APIRout
         kind = wanted_form(request.headers.get("accept"), form)
         if body.page_rows is None:
             body = body.model_copy(update={"page_rows": PAGE_ROWS[kind]})
-        version = body.version
-        if version is None and body.cursor is not None:
-            from cloudseg.somas.cursors import Cursor
+        return send(catalogue_for(dataset, body).query(body), kind)
 
-            version = Cursor.parse(body.cursor).version  # paging stays with the version that it began with
-        _, _, catalogue = datasets.catalogue(dataset, version)
-        return send(catalogue.query(body), kind)
+    @router.post("/{dataset}/somas:stream", dependencies=[reader], responses=_STREAM)
+    def stream(dataset: str, body: requests.Query, request: Request) -> Response:
+        """All rows, from ``cursor`` on if it is given, as one Arrow stream, for tables larger than memory.
+
+        The metadata of each batch names, as ``next``, the cursor of what follows; the last batch has none. A stream
+        that ends before such a batch is broken: ask again with the last ``next`` as ``cursor``.
+        """
+        wanted_form(request.headers.get("accept"), None, among=("arrow",))
+        facts, batches = catalogue_for(dataset, body).stream(body)
+
+        def counted() -> Iterator[tuple[pa.RecordBatch, str | None]]:
+            for batch, following in batches:
+                numbers.rows(batch.num_rows)
+                yield batch, following
+
+        return arrow_stream(facts, counted())
 
     def add_question(name: str, model: type[requests.Asked], text: str) -> None:
         def ask(dataset: str, body: Any, request: Request, form: FormQuery = None) -> Response:
@@ -211,7 +241,9 @@ def soma_router(datasets: Datasets, access: Access, numbers: Numbers) -> APIRout
         return tagged(JSONResponse({"rows": rows}), request, immutable=False)
 
     @router.post("/{dataset}/annotations", status_code=200)
-    def annotate(dataset: str, body: NewOpinions, request: Request, who: Identity = editor) -> Response:
+    def annotate(
+        dataset: str, body: NewOpinions, request: Request, once: OnceHeader = None, who: Identity = editor
+    ) -> Response:
         """Append reference rows; nothing is changed by that. Wants a token with the scope ``edit``."""
         found = datasets.named(dataset)
         now = datetime.now(UTC)
@@ -227,7 +259,10 @@ def soma_router(datasets: Datasets, access: Access, numbers: Numbers) -> APIRout
                 )
             except ValueError as error:
                 raise QueryError(str(error)) from error
-        key = append_opinions(found.objects, rows)
+        if once is None:
+            key, is_new = append_opinions(found.objects, rows), True
+        else:
+            key, is_new = append_once(found.objects, rows, request=f"{who.name}\n{once}")
         audit.info(
             "%s",
             json.dumps(
@@ -238,6 +273,7 @@ def soma_router(datasets: Datasets, access: Access, numbers: Numbers) -> APIRout
                     "request_id": request.scope.get("cloudseg_request_id"),
                     "dataset": dataset,
                     "appended": key,
+                    "repeated": not is_new,
                     "rows": [[str(row.soma_id), row.system, row.value] for row in rows],
                 }
             ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -40,12 +39,10 @@ from cloudseg.somas.requests import (
 )
 from cloudseg.somas.schema import BY_NAME, column, plain_type, shortened
 from cloudseg.somas.store import Catalog
+from cloudseg.somas.tables import one_batch, renamed, replaced, sorted_by, with_facts
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-METADATA = b"cloudseg"
-"""Key of an answer's facts, JSON, in the metadata of its Arrow schema."""
 
 _COMPARISON = re.compile(r"^\s*(==|!=|<=|>=|<|>|)\s*(\d{1,9})\s*$")
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -59,6 +56,9 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 _PLACE = ("soma_id", "x_nm", "y_nm", "z_nm")
 # So many somas are looked at first, in a table that is not in memory.
 _FIRST_LOOK = 64
+
+STREAM_ROWS = 16_384
+"""Rows of a piece of a stream."""
 
 
 class Catalogue:
@@ -85,39 +85,47 @@ class Catalogue:
 
     def query(self, asked: Query) -> pa.Table:
         """Return a page of rows; ``next`` of its facts is the cursor of the next one, or null."""
-        n_page = asked.page_rows or MAX_PAGE_ROWS
-        order = ordering(asked.order)
         names = wanted_columns(asked.columns)
-        cursor = None if asked.cursor is None else Cursor.parse(asked.cursor)
-        question = question_of(asked)
-        if cursor is not None and (cursor.question != question or cursor.version != self._catalog.version):
-            raise QueryError(
-                "cursor: it belongs to another question, or another version; repeat the question of the first page, "
-                "with its cursor"
-            )
+        cursor = self._cursor(asked)
         sent = cursor.n_sent if cursor else 0
-        total = cursor.total if cursor else self._number(asked)
-        wanted = total - sent if asked.limit is None else max(0, min(asked.limit, total) - sent)
-        bind = sql.Bind()
-        source, parts = self._selected(asked, bind)
-        if cursor is not None:
-            self._refuse_odd_value(cursor, order[0])
-            parts.append(sql.after(self._engine.dialect, bind, order, cursor.value, cursor.soma_id))
-        fetched = list(dict.fromkeys([*names, "soma_id", order[0]]))
-        statement = sql.select(fetched, source, _joined(parts), bind, order=order, limit=min(n_page, wanted))
+        n_page = asked.page_rows or MAX_PAGE_ROWS
+        most = n_page if asked.limit is None else max(0, min(asked.limit - sent, n_page))
+        statement, fetched = self._rows_behind(asked, cursor, most)
         table = self._table(statement, fetched)
+        if cursor is not None:
+            total = cursor.total
+        else:  # a page with room left holds all there are: they need not be counted
+            total = table.num_rows if table.num_rows < most else self._number(asked)
+        sent += table.num_rows
         following = None
-        if table.num_rows and table.num_rows < wanted:
-            last = table.slice(table.num_rows - 1)
-            following = Cursor(
-                self._catalog.version,
-                question,
-                last["soma_id"][0].as_py(),
-                last[order[0]][0].as_py(),
-                sent + table.num_rows,
-                total,
-            ).text()
+        if table.num_rows and sent < (total if asked.limit is None else min(asked.limit, total)):
+            following = self._behind(asked, table, question_of(asked), sent, total).text()
         return self._answer(table.select(names), asked.units, total=total, next=following)
+
+    def stream(self, asked: Query) -> tuple[dict[str, Any], Iterator[tuple[pa.RecordBatch, str | None]]]:
+        """Return facts, and all rows from the cursor on, in bounded memory.
+
+        With each batch comes the cursor of what follows it: whoever loses the rest asks again from there. None says
+        that this batch was the last. Where nothing is found, an empty batch comes.
+        """
+        if asked.page_rows is not None:
+            raise QueryError("page_rows: a stream has no pages; leave it out")
+        names = wanted_columns(asked.columns)
+        cursor = self._cursor(asked)
+        total = cursor.total if cursor else self._number(asked)
+        end = total if asked.limit is None else min(asked.limit, total)
+        question = question_of(asked)
+
+        def batches() -> Iterator[tuple[pa.RecordBatch, str | None]]:
+            sent = cursor.n_sent if cursor else 0
+            for table in self._tables(asked, cursor, end - sent):
+                sent += table.num_rows
+                following = None
+                if table.num_rows and sent < end:
+                    following = self._behind(asked, table, question, sent, total).text()
+                yield one_batch(self._converted(table.select(names), asked.units)), following
+
+        return self._about(asked.units, total=total), batches()
 
     def rows(self, asked: Query) -> Iterator[pa.RecordBatch]:
         """Yield all rows, without pages, in bounded memory."""
@@ -139,7 +147,7 @@ class Catalogue:
         bind = sql.Bind()
         source, parts = self._selected(asked, bind)
         table = self._table(sql.count(by, source, _joined(parts), bind), [*by, "n"])
-        return self._answer(_sorted(table, by), asked.units)
+        return self._answer(sorted_by(table, by), asked.units)
 
     def aggregate(self, asked: Aggregate) -> pa.Table:
         """Return number, mean, standard deviation, quantiles and extremes, by groups."""
@@ -150,8 +158,8 @@ class Catalogue:
         if name.endswith("_nm") and asked.units != "nm":
             scale = scales_nm(asked.units, self._catalog)["xyz".index(name[-4])]
             for each in sql.STATISTICS[1:]:
-                table = _replaced(table, each, table[each].to_numpy() / scale, table[each])
-        return self._answer(_sorted(table, by), asked.units, column=_renamed(name, asked.units))
+                table = replaced(table, each, table[each].to_numpy() / scale, table[each])
+        return self._answer(sorted_by(table, by), asked.units, column=renamed(name, asked.units))
 
     def histogram(self, asked: Histogram) -> pa.Table:
         """Return ``low``, ``high``, ``n`` of each bin: half-open, the last one closed, as numpy's."""
@@ -187,7 +195,7 @@ class Catalogue:
         return self._answer(
             table,
             asked.units,
-            column=_renamed(name, asked.units),
+            column=renamed(name, asked.units),
             n_null=n_null,
             n_below=n_below,
             n_above=n_above,
@@ -301,6 +309,55 @@ class Catalogue:
         source = self._engine.source(box if asked.predicate == "centroid" else None)
         return source, [where.removeprefix(" WHERE ")] if where else []
 
+    def _cursor(self, asked: Query) -> Cursor | None:
+        """Return the cursor of a question, checked."""
+        if asked.cursor is None:
+            return None
+        cursor = Cursor.parse(asked.cursor)
+        if cursor.question != question_of(asked) or cursor.version != self._catalog.version:
+            raise QueryError(
+                "cursor: it belongs to another question, or another version; repeat the question of the first page, "
+                "with its cursor"
+            )
+        self._refuse_odd_value(cursor, ordering(asked.order)[0])
+        return cursor
+
+    def _behind(self, asked: Query, table: pa.Table, question: str, sent: int, total: int) -> Cursor:
+        """Return the cursor behind a table's last row."""
+        last = table.slice(table.num_rows - 1)
+        soma_id, value = last["soma_id"][0].as_py(), last[ordering(asked.order)[0]][0].as_py()
+        return Cursor(self._catalog.version, question, soma_id, value, sent, total)
+
+    def _rows_behind(self, asked: Query, cursor: Cursor | None, most: int) -> tuple[sql.Statement, list[str]]:
+        """Return what selects the rows behind a cursor, and the columns that it fetches."""
+        order = ordering(asked.order)
+        bind = sql.Bind()
+        source, parts = self._selected(asked, bind)
+        if cursor is not None:
+            parts.append(sql.after(self._engine.dialect, bind, order, cursor.value, cursor.soma_id))
+        fetched = list(dict.fromkeys([*wanted_columns(asked.columns), "soma_id", order[0]]))
+        return sql.select(fetched, source, _joined(parts), bind, order=order, limit=most), fetched
+
+    def _tables(self, asked: Query, cursor: Cursor | None, left: int) -> Iterator[pa.Table]:
+        """Yield the ``left`` rows behind a cursor in pieces, in bounded memory; at least one piece."""
+        import pyarrow as pa
+
+        statement, fetched = self._rows_behind(asked, cursor, left)
+        if left <= 0:
+            yield self._table(statement, fetched)
+        elif self._engine.streams:
+            for batch in self._engine.batches(statement):
+                for start in range(0, batch.num_rows, STREAM_ROWS):
+                    yield pa.Table.from_batches([batch.slice(start, STREAM_ROWS)])
+        else:
+            table = None
+            while left > 0 and (table is None or table.num_rows):
+                statement, fetched = self._rows_behind(asked, cursor, min(left, STREAM_ROWS))
+                table = self._table(statement, fetched)
+                yield table
+                left -= table.num_rows
+                cursor = self._behind(asked, table, "", 0, 0) if table.num_rows else cursor
+
     def _number(self, asked: Selection) -> int:
         bind = sql.Bind()
         source, parts = self._selected(asked, bind)
@@ -405,53 +462,21 @@ class Catalogue:
         scales = dict(zip("xyz", scales_nm(units, self._catalog), strict=True))  # type: ignore[arg-type]
         names = []
         for name in table.column_names:
-            names.append(_renamed(name, units))
+            names.append(renamed(name, units))
             if name.endswith("_nm") and name in BY_NAME:
                 values = table[name]
-                table = _replaced(table, name, values.to_numpy() / scales[name[-4]], values)
+                table = replaced(table, name, values.to_numpy() / scales[name[-4]], values)
         return table.rename_columns(names)
 
     def _answer(self, table: pa.Table, units: str, **facts: Any) -> pa.Table:
-        about = {"dataset": self._catalog.dataset, "version": self._catalog.version, "units": units, **facts}
-        return self._converted(table, units).replace_schema_metadata({METADATA: json.dumps(about).encode()})
+        return with_facts(self._converted(table, units), self._about(units, **facts))
 
-
-def schema_of(names: Sequence[str], units: str) -> pa.Schema:
-    """Return the schema in which columns leave a query."""
-    import pyarrow as pa
-
-    return pa.schema([(_renamed(name, units), plain_type(name)) for name in names])
-
-
-def facts_of(answer: pa.Table) -> dict[str, Any]:
-    """Return what an answer says about itself: dataset, version, units, and more by kind."""
-    found: dict[str, Any] = json.loads((answer.schema.metadata or {}).get(METADATA, b"{}"))
-    return found
+    def _about(self, units: str, **facts: Any) -> dict[str, Any]:
+        return {"dataset": self._catalog.dataset, "version": self._catalog.version, "units": units, **facts}
 
 
 def _joined(parts: list[str]) -> str:
     return f" WHERE {' AND '.join(parts)}" if parts else ""
-
-
-def _renamed(name: str, units: str) -> str:
-    if units == "nm" or name not in BY_NAME or not name.endswith("_nm"):
-        return name
-    return name.removesuffix("nm") + ("um" if units == "um" else "vx")
-
-
-def _replaced(table: pa.Table, name: str, values: Any, old: pa.ChunkedArray) -> pa.Table:
-    import pyarrow as pa
-
-    mask = np.asarray(old.is_null()) if old.null_count else None
-    new = pa.array(values, pa.float64(), mask=mask)
-    return table.set_column(table.column_names.index(name), name, new)
-
-
-def _sorted(table: pa.Table, by: Sequence[str]) -> pa.Table:
-    if not by:
-        return table
-    order = [(name, "ascending") for name in by]
-    return table.sort_by(order)
 
 
 def _box_round(point: Point, reach: float) -> sql.Box:

@@ -94,6 +94,11 @@ class DuckEngine:
         """Whether the whole table is in memory."""
         return self._resident
 
+    @property
+    def streams(self) -> bool:
+        """Always."""
+        return True
+
     def source(self, box: Box | None) -> str:
         """Return what to write after FROM: the table, or the parts that the box can touch."""
         if self._resident:

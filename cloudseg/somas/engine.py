@@ -30,6 +30,11 @@ class Engine(Protocol):
         """Whether the whole table is in memory, so that reading a few columns of all rows is cheap."""
         ...
 
+    @property
+    def streams(self) -> bool:
+        """Whether the rows of an answer come as they are asked for; otherwise all are in memory first."""
+        ...
+
     def source(self, box: Box | None) -> str:
         """Return what to write after FROM.
 

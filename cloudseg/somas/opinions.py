@@ -1,7 +1,8 @@
 """Reference rows: what people and programs say about somas, appended and never changed.
 
-One object for each batch of rows, ``somas/opinions/<time>-<hash>.json``; the rows in effect are those of the latest
-time, see :func:`in_effect`. Versions of the table stay as they are; the next version takes the opinions in.
+One object for each batch of rows, ``somas/opinions/<time>-<hash>.json``, or ``once-<hash>.json`` where a request that
+may be repeated has brought them. The rows in effect are those of the latest time, see :func:`in_effect`. Versions of
+the table stay as they are; the next version takes the opinions in.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from datetime import UTC, datetime
 
 from pydantic import AwareDatetime, Field, ValidationError, field_serializer, field_validator
 
-from cloudseg.errors import CorruptDataError, SpecError
+from cloudseg.errors import CorruptDataError, QueryError, SpecError
 from cloudseg.somas.schema import Column
 from cloudseg.specs import FrozenModel, canonical_json, explain
 from cloudseg.volumes.objects import Objects
 
 FOLDER = "opinions"
-_KEY = re.compile(rf"^{FOLDER}/\d{{20}}-[0-9a-f]{{16}}\.json$")
+_KEY = re.compile(rf"^{FOLDER}/(\d{{20}}-[0-9a-f]{{16}}|once-[0-9a-f]{{32}})\.json$")
 _MAX_ID = (1 << 64) - 1
 
 COLUMNS: tuple[Column, ...] = (
@@ -78,19 +79,42 @@ def append_opinions(objects: Objects, opinions: Sequence[Opinion]) -> str:
     SpecError
         If there are none.
     """
-    if not opinions:
-        raise SpecError("there are no opinions to append; give at least one")
-    rows = [json.loads(each.model_dump_json()) for each in opinions]
-    # Ids in 64 bits: as text, as everywhere in JSON.
-    for row in rows:
-        for name in ("soma_id", "target_id"):
-            row[name] = None if row[name] is None else str(row[name])
-    data = canonical_json({"format": "cloudseg-opinions/1", "rows": rows}).encode() + b"\n"
+    data = _stored(opinions)
     latest = max(each.time for each in opinions)
     micros = int((latest - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
     key = f"{FOLDER}/{micros:020d}-{hashlib.sha256(data).hexdigest()[:16]}.json"
     objects.put_if_absent(key, data)
     return key
+
+
+def append_once(objects: Objects, opinions: Sequence[Opinion], *, request: str) -> tuple[str, bool]:
+    """Append rows unless this request has done so before; return their key, and whether they are new.
+
+    Parameters
+    ----------
+    objects
+        The catalogue's folder.
+    opinions
+        The rows; of a repeated request, their times may be later, and the first ones stay.
+    request
+        What tells this request from all others.
+
+    Raises
+    ------
+    QueryError
+        If the request brought other rows before.
+    SpecError
+        If there are none.
+    """
+    key = f"{FOLDER}/once-{hashlib.sha256(request.encode()).hexdigest()[:32]}.json"
+    if objects.put_if_absent(key, _stored(opinions)):
+        return key, True
+    if _timeless(_batch(objects, key)) != _timeless(opinions):
+        raise QueryError(
+            "Idempotency-Key: this key came with other rows before, so these were not appended; take a new key for "
+            "each request, and the same only to repeat one"
+        )
+    return key, False
 
 
 def read_opinions(objects: Objects) -> list[Opinion]:
@@ -107,17 +131,35 @@ def read_opinions(objects: Objects) -> list[Opinion]:
     for key in objects.list(f"{FOLDER}/"):
         if not _KEY.match(key):
             continue
-        data = objects.get(key)
-        try:
-            rows = json.loads(data)["rows"]
-            found += [Opinion.model_validate(row) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            why = explain(error) if isinstance(error, ValidationError) else str(error)
-            raise CorruptDataError(
-                f"{objects.uri}/{key} is no batch of reference rows: {why}; restore it, or remove it if it was not "
-                "written by cloudseg"
-            ) from error
+        found += _batch(objects, key)
     return sorted(found, key=lambda each: each.time)
+
+
+def _stored(opinions: Sequence[Opinion]) -> bytes:
+    if not opinions:
+        raise SpecError("there are no opinions to append; give at least one")
+    rows = [json.loads(each.model_dump_json()) for each in opinions]
+    # Ids in 64 bits: as text, as everywhere in JSON.
+    for row in rows:
+        for name in ("soma_id", "target_id"):
+            row[name] = None if row[name] is None else str(row[name])
+    return canonical_json({"format": "cloudseg-opinions/1", "rows": rows}).encode() + b"\n"
+
+
+def _batch(objects: Objects, key: str) -> list[Opinion]:
+    data = objects.get(key)
+    try:
+        return [Opinion.model_validate(row) for row in json.loads(data)["rows"]]
+    except (ValueError, KeyError, TypeError) as error:
+        why = explain(error) if isinstance(error, ValidationError) else str(error)
+        raise CorruptDataError(
+            f"{objects.uri}/{key} is no batch of reference rows: {why}; restore it, or remove it if it was not "
+            "written by cloudseg"
+        ) from error
+
+
+def _timeless(opinions: Sequence[Opinion]) -> list[dict[str, object]]:
+    return [each.model_dump(exclude={"time"}) for each in opinions]
 
 
 def in_effect(opinions: Iterable[Opinion]) -> dict[tuple[int, str], Opinion]:

@@ -176,12 +176,17 @@ class PostgresEngine:
         """Never: reading all rows is not cheap."""
         return False
 
+    @property
+    def streams(self) -> bool:
+        """Never: the driver holds an answer in memory before its first row."""
+        return False
+
     def source(self, box: Box | None) -> str:  # noqa: ARG002  (the index knows)
         """Return what to write after FROM."""
         return self._source
 
     def batches(self, statement: Statement) -> Iterator[pa.RecordBatch]:
-        """Carry a statement out. The answer is in memory before its first row: ask for pages."""
+        """Carry a statement out. The answer is in memory before its first row."""
         from adbc_driver_manager import Error
 
         with self._pool.connection() as connection:

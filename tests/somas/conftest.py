@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 from made_catalogues import scanned, write
 
@@ -38,21 +40,39 @@ def postgres():
         yield url
 
 
-@pytest.fixture(scope="session", params=["resident", "scanned", "server", "postgres server"])
-def somas(request, folder):
-    """The catalogue of ``table``, asked in each way."""
-    if "server" not in request.param:
-        with Somas(folder) if request.param == "resident" else scanned(folder) as found:
+WAYS = ["resident", "scanned", "server", "postgres server"]
+
+
+@contextmanager
+def asked(way, folder, request):
+    """Ask the catalogue in a folder in one of the WAYS."""
+    if "server" not in way:
+        with Somas(folder) if way == "resident" else scanned(folder) as found:
             yield found
         return
     open_engine = None
-    if request.param == "postgres server":
+    if way == "postgres server":
         database = request.getfixturevalue("postgres")
         objects = open_objects(folder)
         load(database, objects, read_catalog(objects))
         open_engine = engines(database)
     datasets = Datasets([folder], open_engine=open_engine)
     with pytest.MonkeyPatch.context() as patch, running(create_app([], datasets=datasets)) as url:
-        patch.setattr("cloudseg.client.remote.PAGE_ROWS", 137)  # several pages for most questions
+        # Pages and streams for most questions.
+        patch.setattr("cloudseg.client.remote.PAGE_ROWS", 137)
+        patch.setattr("cloudseg.somas.catalogue.STREAM_ROWS", 50)
         with Somas(url) as found:
             yield found
+
+
+@pytest.fixture(params=WAYS)
+def ask_in(request):
+    """What asks a catalogue in one of the ways, with the name of the way."""
+    return lambda folder: asked(request.param, folder, request)
+
+
+@pytest.fixture(scope="session", params=WAYS)
+def somas(request, folder):
+    """The catalogue of ``table``, asked in each way."""
+    with asked(request.param, folder, request) as found:
+        yield found

@@ -10,9 +10,10 @@ from cloudseg.testing.somas import SPEC
 from cloudseg.volumes import open_objects
 
 
-def write(uri, rows, *, version=1):
+def write(uri, rows, *, version=1, dataset=SPEC.dataset):
     objects = open_objects(uri)
-    write_version(objects, rows, SPEC, version=version, rows_per_part=250, rows_per_group=60)
+    spec = SPEC.model_copy(update={"dataset": dataset})
+    write_version(objects, rows, spec, version=version, rows_per_part=250, rows_per_group=60)
     publish(objects, version)
     return objects
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_catalogues import write
 
-from cloudseg.testing.somas import BOUNDS_NM, REGIONS, SPEC
+from cloudseg.somas.store import read_latest
+from cloudseg.testing.somas import BOUNDS_NM, REGIONS, SPEC, soma_table
 
 # The gate tries few, for there are many ways to ask; `make test-all` searches.
 _SEARCH = os.environ.get("HYPOTHESIS_PROFILE") == "search"
@@ -301,6 +303,25 @@ def test_batches_are_the_rows(somas):
     whole = somas.query_arrow({"side": "left"}, columns=["soma_id", "region"], order="-region")
     assert [row for batch in batches for row in batch.to_pylist()] == whole.to_pylist()
     assert whole.num_rows > 100
+
+
+@pytest.mark.parametrize("order", ["soma_id", "-volume_um3", "-region", "segment_id"])
+def test_an_answer_stays_with_its_version_though_another_is_published_meanwhile(ask_in, tmp_path, order):
+    name = f"switched.{order}"  # all share one database
+    first = soma_table(700, seed=11)
+    objects = write(str(tmp_path), first, dataset=name)
+    expected = brute.ordered(brute.chosen(brute.stored_rows(first)), order, None)
+    with ask_in(str(tmp_path)) as somas:
+        batches = somas.query_batches(order=order)
+        found = next(batches).to_pylist()
+        write(str(tmp_path), soma_table(40, seed=12), version=2, dataset=name)
+        assert read_latest(objects).version == 2
+        later = [row for batch in batches for row in batch.to_pylist()]
+        if somas.info()["address"].startswith("http"):
+            assert len(later) > len(found), "it came in pieces"
+        assert found + later == expected
+        assert somas.query_arrow(order=order).to_pylist() == expected
+        assert (somas.version, somas.count()) == (1, len(expected))
 
 
 def test_an_answer_says_what_it_is(somas):
