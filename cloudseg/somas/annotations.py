@@ -202,19 +202,22 @@ def write_part(
     The number of shards that were written; those that would be empty are left out.
     """
     mine = [index for number, index in enumerate(_indices(plan)) if number % n_parts == part]
-    if not mine:
+    if not mine or not plan.n_somas:
         return 0
-    rows = [list[_Rows]() for _ in mine]
+    kept = []
     for batch in _rows(objects, catalog):
-        for index, kept in zip(mine, rows, strict=True):
-            kept.append(batch.take(index.wanted(batch)))
+        wanted = np.zeros(len(batch.ids), np.bool_)
+        for index in mine:
+            wanted |= index.wanted(batch)
+        kept.append(batch.take(wanted))
+    rows = _Rows.joined(kept)
+    kept.clear()
     written = 0
-    for index, parts in zip(mine, rows, strict=True):
-        if not any(len(each.ids) for each in parts):
+    for index in mine:
+        chosen = rows.take(index.wanted(rows))
+        if not len(chosen.ids):
             continue
-        joined = _Rows.joined(parts)
-        parts.clear()
-        keys, values = index.entries(joined)
+        keys, values = index.entries(chosen)
         folder = f"{annotations_key(plan.version, index.set.shape)}/{index.key}"
         data = build_shard(keys, values, index.sharding)
         objects.put(f"{folder}/{index.sharding.name(index.shard)}", data)
@@ -232,7 +235,7 @@ def publish_annotations(objects: Objects, plan: AnnotationPlan) -> None:
     """
     for each in plan.sets:
         key = f"{annotations_key(plan.version, each.shape)}/info"
-        data = json.dumps(each.info, separators=(",", ":")).encode()
+        data = json.dumps(each.info, separators=(",", ":"), sort_keys=True).encode()
         if not objects.put_if_absent(key, data) and objects.get(key) != data:
             raise ConflictError(
                 f"{objects.uri}/{key} exists and says something else: versions never change; write the next version, "
