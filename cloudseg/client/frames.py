@@ -41,9 +41,10 @@ def to_frame(table: pa.Table, facts: dict[str, Any], *, complete: bool = True) -
     for name, values in zip(table.column_names, table.columns, strict=True):
         required = name in _COMPLETE or (complete and name in BY_NAME and BY_NAME[name].required)
         if values.type in nullable and not required:
-            columns[name] = values.to_pandas(types_mapper=nullable.get)
+            columns[name] = values.to_pandas(types_mapper=nullable.get).array
         else:
-            columns[name] = values.to_pandas()
+            columns[name] = values.to_pandas().array
+    # Arrays, not series: the indices of forty series would be compared with one another.
     frame = pd.DataFrame(columns)
     frame.attrs.update(facts)
     return frame

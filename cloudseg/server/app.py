@@ -21,7 +21,7 @@ from cloudseg.server.edge import Application, add_problems
 from cloudseg.server.gateway import Asked, Folder, open_folder
 from cloudseg.server.neuroglancer_client import client_router
 from cloudseg.server.numbers import Numbers
-from cloudseg.server.somas import soma_router
+from cloudseg.server.somas import PROBLEMS, soma_router
 from cloudseg.somas.requests import Query
 from cloudseg_viewer.links import DATA_PATH, Mount
 
@@ -53,7 +53,7 @@ def create_app(
     ``/v1/datasets/...``       questions to soma catalogues, see ``/openapi.json``
     ``/v/0/``                  the Neuroglancer client
     ``/healthz``, ``/readyz``  JSON: alive, and what is mounted; whether catalogues can be asked
-    ``/metrics``               for Prometheus
+    ``/metrics``               for Prometheus; wants a token where questions do
     ``/``                      a page with the links
     =========================  ====================================================
 
@@ -93,7 +93,7 @@ def create_app(
     add_problems(api)
     _add_data(api, folders, hidden=access.tokens is not None)
     _add_pages(api, folders, {} if access.tokens else dict(links or {}), hidden=access.tokens is not None)
-    _add_state(api, datasets, numbers)
+    _add_state(api, datasets, numbers, access)
     return Application(api, closing, numbers=numbers, origins=origins)
 
 
@@ -111,7 +111,7 @@ def _add_data(api: FastAPI, folders: Mapping[str, Folder], *, hidden: bool) -> N
         return StreamingResponse(answer.body, answer.status, answer.headers)
 
 
-def _add_state(api: FastAPI, datasets: Datasets, numbers: Numbers) -> None:
+def _add_state(api: FastAPI, datasets: Datasets, numbers: Numbers, access: Access) -> None:
     @api.get("/readyz", responses={503: {"description": "A catalogue cannot be asked."}})
     def readyz() -> Response:
         """Whether every catalogue can be asked."""
@@ -123,9 +123,12 @@ def _add_state(api: FastAPI, datasets: Datasets, numbers: Numbers) -> None:
             return JSONResponse({"status": "a catalogue cannot be asked; the log says why"}, 503)
         return JSONResponse({"status": "ok", "datasets": len(datasets.all())})
 
-    @api.get("/metrics", response_class=PlainTextResponse)
-    def metrics() -> Response:
-        """Return counts and times for Prometheus."""
+    @api.get("/metrics", response_class=PlainTextResponse, responses=PROBLEMS)
+    def metrics(request: Request) -> Response:
+        """Return counts and times for Prometheus. Wants a token where questions do."""
+        if access.tokens is not None:  # how much is asked, and what fails, is the lab's own business
+            peer = request.client.host if request.client else "unknown"
+            access.admit(request.headers.get("authorization"), peer=peer, scope="read")
         return PlainTextResponse(numbers.text(), media_type="text/plain; version=0.0.4")
 
     @api.get("/version")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -18,6 +20,10 @@ from cloudseg.volumes.objects import VersionedObjects, open_objects
 # How long an answer about what is published may be old.
 _LOOK_S = 2.0
 _OPEN_VERSIONS = 4
+# How long Parquet stands in for a database that lacks a version, before it is asked again.
+_LOOK_AGAIN_S = 30.0
+
+log = logging.getLogger(__name__)
 
 OpenEngine = Callable[[VersionedObjects, Catalog], Engine]
 
@@ -31,6 +37,14 @@ class Dataset:
     latest: Latest
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What answers about a version, and until when; a stand-in only until its database is looked at again."""
+
+    catalogue: Catalogue
+    until_s: float = math.inf
+
+
 class Datasets:
     """Catalogues by the name of their dataset.
 
@@ -40,7 +54,8 @@ class Datasets:
         Roots of pipelines, with ``somas/`` below, or folders of catalogues. Those that have none yet are looked at
         again: a run may publish one later.
     open_engine
-        What makes the database of a version; DuckDB in this process when None.
+        What makes the database of a version; DuckDB in this process when None. Versions that it does not have are
+        answered by DuckDB as well, until it has them: the answers are the same.
     """
 
     def __init__(self, uris: Sequence[str], *, open_engine: OpenEngine | None = None) -> None:
@@ -50,7 +65,7 @@ class Datasets:
         self._looked_s = float("-inf")
         self._found: dict[str, Dataset] = {}
         self._names: dict[str, str] = {}
-        self._open: OrderedDict[tuple[str, int], Catalogue] = OrderedDict()
+        self._open: OrderedDict[tuple[str, int], _Opened] = OrderedDict()
 
     def all(self) -> dict[str, Dataset]:
         """Return the datasets that have a published version."""
@@ -86,18 +101,32 @@ class Datasets:
             known = self._open.get((name, number))
             if known is not None:
                 self._open.move_to_end((name, number))
-                return dataset, known.catalog, known
+                if time.monotonic() < known.until_s:
+                    return dataset, known.catalogue.catalog, known.catalogue
         if number not in dataset.latest.versions:
             versions = ", ".join(map(str, dataset.latest.versions))
             raise NotFoundError(f"there is no version {number} of {name!r}; published versions: {versions}")
-        catalog = read_catalog(dataset.objects, number)
-        opened = Catalogue(self._open_engine(dataset.objects, catalog), from_json=True)
+        opened = self._opened(dataset, number, known)
         with self._lock:
             # Of two that opened it at once, the first stays. What falls out is closed when nobody uses it any more.
-            kept = self._open.setdefault((name, number), opened)
+            kept = self._open.get((name, number))
+            if kept is known or kept is None:
+                kept = self._open[name, number] = opened
             while len(self._open) > _OPEN_VERSIONS:
                 self._open.popitem(last=False)
-        return dataset, catalog, kept
+        return dataset, kept.catalogue.catalog, kept.catalogue
+
+    def _opened(self, dataset: Dataset, number: int, known: _Opened | None) -> _Opened:
+        """Open a version; where its database does not have it, open or keep the stand-in."""
+        catalog = read_catalog(dataset.objects, number)
+        try:
+            return _Opened(Catalogue(self._open_engine(dataset.objects, catalog), from_json=True))
+        except NotFoundError as error:
+            again_s = time.monotonic() + _LOOK_AGAIN_S
+            if known is not None:
+                return _Opened(known.catalogue, again_s)
+            log.warning("%s; until then its Parquet files answer", error)
+            return _Opened(Catalogue(DuckEngine(dataset.objects, catalog), from_json=True), again_s)
 
     def _look(self) -> dict[str, Dataset]:
         found: dict[str, Dataset] = {}

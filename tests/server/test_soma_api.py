@@ -270,7 +270,15 @@ def test_tokens_say_who_may_do_what(uri, caplog, tmp_path):
         assert client.count() > 200
         for each in (READER, EDITOR, OLD):
             assert each not in repr(client) + repr(client._source.__dict__) + caplog.text
-        assert "reader-secret" not in ask(url, "/metrics")[2].decode()
+        # How much is asked is said to those who may ask; what can be asked, and that it is alive, to all.
+        assert ask(url, "/metrics")[0] == 401
+        assert ask(url, "/metrics", token="x")[0] == 401
+        page = ask(url, "/metrics", token=READER)
+        assert page[0] == 200
+        assert "reader-secret" not in page[2].decode()
+        assert [ask(url, path)[0] for path in ("/openapi.json", "/healthz", "/readyz", "/version")] == [
+            200
+        ] * 4
 
 
 def test_edits_are_appended_and_written_down(tmp_path, caplog):

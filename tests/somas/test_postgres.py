@@ -47,6 +47,36 @@ def test_a_version_is_loaded_once_and_again_if_it_is_another(postgres, tmp_path)
     assert rows(postgres, f"SELECT to_regclass('cloudseg.somas_{number}')::text") == [(None,)]
 
 
+def test_a_version_that_is_not_loaded_yet_is_answered_from_the_bucket(
+    postgres, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("cloudseg.server.datasets._LOOK_S", 0.0)
+    objects = write(f"{tmp_path}/somas", soma_table(50, seed=1), dataset="late")
+    load(postgres, objects, read_catalog(objects))
+    datasets = Datasets([str(tmp_path)], open_engine=engines(postgres))
+
+    def engine(version=None):
+        return type(datasets.catalogue("late", version)[2]._engine).__name__
+
+    with running(create_app([], datasets=datasets)) as url:
+        first = Somas(url)
+        assert engine() == "PostgresEngine"
+        write(f"{tmp_path}/somas", soma_table(70, seed=2), version=2, dataset="late")
+        second = Somas(url)
+        assert (second.version, second.count(tombstones=True)) == (2, 70)
+        assert (first.version, first.count(tombstones=True)) == (1, 50)
+        assert (engine(), engine(1)) == ("DuckEngine", "PostgresEngine")
+        assert [each.getMessage() for each in caplog.records if "late" in each.getMessage()] == [
+            f"version 2 of 'late' is not in the database {Pool(postgres).address}; load it with: cloudseg somas load "
+            "CATALOGUE DATABASE; until then its Parquet files answer"
+        ]
+        load(postgres, objects, read_catalog(objects))
+        assert engine() == "DuckEngine", "it is not looked for with each question"
+        monkeypatch.setattr("cloudseg.server.datasets.time.monotonic", lambda: 1e18)
+        assert engine() == "PostgresEngine"
+        assert second.count(tombstones=True) == 70
+
+
 def test_a_load_that_fails_leaves_nothing(postgres, tmp_path):
     objects = write(f"{tmp_path}/somas", soma_table(50), version=4)
     catalog = read_catalog(objects)
