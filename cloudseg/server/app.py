@@ -21,6 +21,7 @@ from cloudseg.server.edge import Application, add_problems
 from cloudseg.server.gateway import Asked, Folder, open_folder
 from cloudseg.server.neuroglancer_client import client_router
 from cloudseg.server.numbers import Numbers
+from cloudseg.server.page import page_router
 from cloudseg.server.somas import PROBLEMS, soma_router
 from cloudseg.somas.requests import Query
 from cloudseg_viewer.links import DATA_PATH, Mount
@@ -52,6 +53,7 @@ def create_app(
     ``/data/<mount>/<key>``    stored bytes: Range, ETag, CORS; 404 for what is not there
     ``/v1/datasets/...``       questions to soma catalogues, see ``/openapi.json``
     ``/v/0/``                  the Neuroglancer client
+    ``/page/``                 the soma page, see :mod:`cloudseg.server.page`
     ``/healthz``, ``/readyz``  JSON: alive, and what is mounted; whether catalogues can be asked
     ``/metrics``               for Prometheus; wants a token where questions do
     ``/``                      a page with the links
@@ -90,6 +92,7 @@ def create_app(
     numbers = Numbers()
     api.include_router(client_router(closing=closing.is_set))
     api.include_router(soma_router(datasets, access, numbers))
+    api.include_router(page_router(datasets, access, links or {}))
     add_problems(api)
     _add_data(api, folders, hidden=access.tokens is not None)
     _add_pages(api, folders, {} if access.tokens else dict(links or {}), hidden=access.tokens is not None)

@@ -148,7 +148,7 @@ def _products(root: Path, info: VolumeInfo, labels: np.ndarray) -> None:
 # State and tier of each source's chunks: Neuroglancer keeps [(state * 3 + tier) * 3 + quantity] in one array, where
 # tier 0 is what is on screen and quantity 0 is the number of chunks.
 _STATISTICS = """async () => {
-  const viewer = window.viewer;
+  const viewer = window.viewer ?? window.page.space.viewer;
   const statistics = await viewer.chunkQueueManager.getStatistics();
   const states = ["gpu", "system", "worker", "downloading", "queued", "new", "failed", "expired"];
   const out = Object.fromEntries(states.map((s) => [s, 0]));
@@ -176,7 +176,7 @@ def wait_loaded():
 
     def wait(page, *, names: list[str], timeout_s: float = 60.0) -> dict:
         deadline = time.monotonic() + timeout_s
-        page.wait_for_function("() => window.viewer !== undefined", timeout=timeout_s * 1000)
+        page.wait_for_function("() => window.viewer ?? window.page?.space?.viewer", timeout=timeout_s * 1000)
         quiet, state = 0, {}
         while time.monotonic() < deadline:
             state = page.evaluate(_STATISTICS)
