@@ -37,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing cloudseg and what its tests need into $(VENV): some minutes, once"
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[all,test]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[all,docs,test]'
 	@touch $@ $(VENV)/.installed
 
 env: $(VENV)/.installed ## make .venv with all that running needs
@@ -87,12 +87,18 @@ chaos: env-test ## the tests that kill, cut and fill, the long ones too, with fr
 bench: env-test ## run each benchmark; each prints a table
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" $(BENCH_ARGS); done
 
+# ---- documentation
+
+docs: env-test ## build the documentation site into build/docs; a warning, such as a broken link, is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html -d build/docs-trees docs build/docs
+	@echo "open build/docs/index.html"
+
 # ---- upkeep
 
 lock: ## write constraints.txt anew from a clean environment
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --upgrade pip
-	build/lock/bin/python -m pip install --quiet --editable '.[all,test]'
+	build/lock/bin/python -m pip install --quiet --editable '.[all,docs,test]'
 	@{ sed -n '/^#/p' constraints.txt; \
 	   build/lock/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[A-Za-z0-9.]+$$//'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt && rm -rf build/lock
