@@ -43,6 +43,7 @@ def train(config: Path, *, overrides: tuple[str, ...], threads: int | None) -> N
         from cloudseg.training.config import load_config
         from cloudseg.training.crew import Crew
         from cloudseg.training.fit import fit
+        from cloudseg.training.flood import fit_flood, load_flood_training
         from cloudseg.training.history import REPORT_NAME
         from cloudseg.training.judge import METRICS
     except ModuleNotFoundError as error:
@@ -55,6 +56,15 @@ def train(config: Path, *, overrides: tuple[str, ...], threads: int | None) -> N
             made = fit_tracker(tracker, report=display.report)
         click.echo(f"{tracker.output}: model {made.name!r}, {made.weights.n_parameters:,} parameters")
         click.echo(f"use it with: model = {tracker.output!r} in the colour_track stage")
+        return
+    flood = load_flood_training(config, overrides=overrides)
+    if flood is not None:
+        with _Display(flood.schedule.n_steps, shown=True) as display:
+            package = fit_flood(flood, make_phantom=_phantom, report=display.report)
+        click.echo(f"{flood.output}: model {package.name!r}, {package.weights.n_parameters:,} parameters")
+        if display.validation is not None:
+            click.echo(f"validation loss {display.validation:.4f}")
+        click.echo(f"use it with: model = {flood.output!r} in the ffn stage")
         return
     settings = load_config(config, overrides=overrides)
     crew = Crew.join(settings.schedule.device)

@@ -205,8 +205,8 @@ class TrainingConfig(FrozenModel):
     def _network_can_be_taught_here(self) -> Self:
         if self.network.architecture == "ffn":
             raise ValueError(
-                "a flood-filling network (architecture 'ffn') learns while its field of view moves, which cloudseg "
-                "train does not do: import a published one by cloudseg import-model"
+                "a flood-filling network (architecture 'ffn') learns while its field of view moves: read its training "
+                "file by cloudseg.training.flood.load_flood_training, as cloudseg train does"
             )
         return self
 
