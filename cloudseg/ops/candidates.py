@@ -292,6 +292,7 @@ def tissue_cells(
     min_deviation: float,
     grey_range: tuple[float, float],
     fill: Literal[0, 255] | None = 0,
+    missing: XYZ = (0, 0, 0),
 ) -> npt.NDArray[np.bool_]:
     """Return which cells of an image hold tissue: they have texture and are neither black nor white.
 
@@ -307,6 +308,8 @@ def tissue_cells(
         Least and greatest mean.
     fill
         Voxels of exactly this value were never imaged and do not count; a cell of mostly them is none. None: all count.
+    missing
+        How many voxels of the first cell of each axis lie before ``grey``.
 
     Returns
     -------
@@ -314,18 +317,19 @@ def tissue_cells(
     """
     values = grey.astype(np.float64)
     known = np.ones(grey.shape, np.bool_) if fill is None else grey != fill
-    total = _cell_sums(np.ones(grey.shape), cell)
-    n = _cell_sums(known.astype(np.float64), cell)
-    mean = _cell_sums(np.where(known, values, 0.0), cell) / np.maximum(n, 1)
-    square = _cell_sums(np.where(known, values * values, 0.0), cell) / np.maximum(n, 1)
+    total = _cell_sums(np.ones(grey.shape), cell, missing)
+    n = _cell_sums(known.astype(np.float64), cell, missing)
+    mean = _cell_sums(np.where(known, values, 0.0), cell, missing) / np.maximum(n, 1)
+    square = _cell_sums(np.where(known, values * values, 0.0), cell, missing) / np.maximum(n, 1)
     low, high = grey_range
     enough: npt.NDArray[np.bool_] = 2 * n >= total
     return enough & (square - mean * mean >= min_deviation**2) & (mean >= low) & (mean <= high)
 
 
-def _cell_sums(values: npt.NDArray[np.float64], cell: XYZ) -> npt.NDArray[np.float64]:
-    for axis, edge in enumerate(cell):
-        values = np.add.reduceat(values, np.arange(0, values.shape[axis], edge), axis=axis)
+def _cell_sums(values: npt.NDArray[np.float64], cell: XYZ, missing: XYZ) -> npt.NDArray[np.float64]:
+    for axis, (edge, before) in enumerate(zip(cell, missing, strict=True)):
+        starts = np.arange(-before, values.shape[axis], edge)
+        values = np.add.reduceat(values, np.maximum(starts, 0), axis=axis)
     return values
 
 

@@ -206,6 +206,7 @@ def largest_task(kind):
     options = {
         "affinities": {"model": "fib25"},
         "boundaries": {"models": [membranes]},
+        "tissue": {"mip": 0, "cell_nm": 400},
         "threshold": {"neighbourhood_nm": [2000, 2000, 2000]},
         "classify": {"classes": [{"name": "soma", "volume_um3": [50, 1e4]}]},
         "soma_heads": {"model": bodies},
