@@ -7,7 +7,8 @@ labels enter, no prediction. The table has all sections and those whose walls ca
 segmentation, what its supervoxels would score if each were given to the cell it overlaps most: no way to merge them
 does much better.
 
-Usage: python benchmarks/plants.py [data/plant/run_2d data/plant/run_3d] (made as examples/plant.toml says)
+Usage: python benchmarks/plants.py [--data data/plant] [data/plant/run_2d data/plant/run_3d]
+(made as examples/plant.toml says)
 """
 
 from __future__ import annotations
@@ -68,9 +69,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", default=["data/plant/run_2d", "data/plant/run_3d"])
+    parser.add_argument(
+        "--data", default="data/plant", help="folder of the volumes root_image and root_labels"
+    )
+    parser.add_argument("--box", type=Box.parse, default=HELD_OUT, help="what is scored")
     args = parser.parse_args()
-    image = open_volume("data/plant/root_image").read(HELD_OUT)
-    truth = open_volume("data/plant/root_labels").read(HELD_OUT)
+    image = open_volume(f"{args.data}/root_image").read(args.box)
+    truth = open_volume(f"{args.data}/root_labels").read(args.box)
     contrast = wall_contrast(image, truth)
     seen = ~(contrast < SEEN)
     print_table(
@@ -80,8 +85,8 @@ def main() -> None:
     )
     rows = []
     for run in args.runs:
-        segments = open_volume(f"{run}/segmentation").read(HELD_OUT)
-        merged = best_merging(open_volume(f"{run}/supervoxels").read(HELD_OUT), truth)
+        segments = open_volume(f"{run}/segmentation").read(args.box)
+        merged = best_merging(open_volume(f"{run}/supervoxels").read(args.box), truth)
         for what, sections in (("all", slice(None)), (f"{np.count_nonzero(seen)} seen", seen)):
             known = np.asfortranarray(truth[:, :, sections])
             s = contingency(np.asfortranarray(segments[:, :, sections]), known).scores()
