@@ -1,10 +1,12 @@
 """How long do questions about somas take? From a folder, over HTTP, with many clients at once, in a large table.
 
     python benchmarks/soma_queries.py [--somas 143000] [--large 10000000] [--clients 50] [--seconds 60] [--rounds 100]
+                                      [--folder FOLDER]
 
 Somas are made up, in clusters. Each box has edges of a tenth of the volume's; each question is asked anew with other
 numbers. ``wall`` is what a user waits (on this machine, with what else it does), ``CPU`` is the work of the process
-that answers. The large table is asked in a process of its own, whose peak memory is given; 0 leaves it out.
+that asks, and answers where there is no server. The large table is asked in a process of its own, whose peak memory is
+given, then read whole, over HTTP as well; 0 leaves it out. ``--folder`` keeps it for another time.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -127,8 +128,8 @@ def timed(ask: Callable[[], Any], rounds: int) -> list[str]:
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """Run ``cloudseg serve`` in a process of its own."""
+def server(folder: Path) -> Iterator[tuple[str, int]]:
+    """Run ``cloudseg serve`` in a process of its own; give its address and its number."""
     command = [sys.executable, "-u", "-c", "from cloudseg.cli.main import main; main()"]
     process = subprocess.Popen(
         [*command, "serve", str(folder), "--port", "0", "--rate", "0"], stdout=subprocess.PIPE, text=True
@@ -136,14 +137,32 @@ def server(folder: Path) -> Iterator[str]:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        yield process.stdout.readline().split('"')[1]
+        yield process.stdout.readline().split('"')[1], process.pid
     finally:
         process.terminate()
         process.wait(30)
 
 
-def crowd(url: str, n_clients: int, seconds: float) -> list[str]:
-    """Let clients ask without pause; return requests, errors, rate, and times."""
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used; NaN where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_mib(pid: int) -> float:
+    """Return the most memory that a process has held; NaN where the system does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def crowd(url: str, pid: int, n_clients: int, seconds: float) -> list[str]:
+    """Let clients ask without pause; return requests, errors, rate, times, and the server's work for each."""
     import urllib3
 
     pool = urllib3.PoolManager(maxsize=n_clients)
@@ -180,6 +199,7 @@ def crowd(url: str, n_clients: int, seconds: float) -> list[str]:
                 errors.append(type(error).__name__)
             times.append(time.perf_counter() - began)
 
+    began_cpu = cpu_s(pid)
     threads = [threading.Thread(target=client, args=(number,)) for number in range(n_clients)]
     for thread in threads:
         thread.start()
@@ -193,25 +213,55 @@ def crowd(url: str, n_clients: int, seconds: float) -> list[str]:
         f"{len(times) / seconds:.0f}",
         f"{p50:.0f}",
         f"{p99:.0f}",
+        f"{(cpu_s(pid) - began_cpu) / len(times) * 1e3:.1f}",
     ]
 
 
-def _large(folder: str, rounds: int, out: Any) -> None:
+def read_whole(somas: Somas) -> list[str]:
+    """Read eight columns of all rows, in the order of their ids; return rows, and the time and work they took."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    n = sum(batch.num_rows for batch in somas.query_batches(columns=COLUMNS))
+    return [str(n), f"{time.perf_counter() - began:.1f}", f"{time.process_time() - began_cpu:.1f}"]
+
+
+def _questions(folder: str, rounds: int, out: Any) -> None:
     somas = Somas(folder)
     rng = np.random.default_rng(0)
     rows = [[name, *timed(ask, rounds)] for name, ask in questions(somas, rng).items()]
-    out.put((rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    out.put((rows, peak_mib(os.getpid())))
 
 
-def large(folder: Path, rounds: int) -> tuple[list[list[str]], float]:
-    """Ask a large table in a process of its own; return the times, and its peak memory in MiB."""
+def _whole(address: str, out: Any) -> None:
+    row = read_whole(Somas(address))
+    out.put([*row, f"{peak_mib(os.getpid()):.0f}"])
+
+
+def apart(work: Callable[..., None], *arguments: Any) -> Any:
+    """Return what a process of its own, whose memory is its own, puts out."""
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
-    process = context.Process(target=_large, args=(str(folder), rounds, out))
+    process = context.Process(target=work, args=(*arguments, out))
     process.start()
-    found: tuple[list[list[str]], float] = out.get(timeout=1800)
+    found = out.get(timeout=1800)
     process.join()
     return found
+
+
+def large(folder: Path, n: int, rounds: int, heads: list[str]) -> None:
+    """Ask a large table, read it whole, and read it whole over HTTP."""
+    if not (folder / "latest.json").exists():
+        began = time.process_time()
+        large_catalogue(folder, n)
+        print(f"\n{n} somas written in {time.process_time() - began:.0f} s of CPU")
+    size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+    rows, peak = apart(_questions, str(folder), rounds)
+    print_table(f"{n} somas, {size / 1e6:.0f} MB of Parquet; peak memory {peak:.0f} MiB", heads, rows)
+    whole = [["folder", *apart(_whole, str(folder)), "-", "-"]]
+    with server(folder) as (url, pid):
+        row = apart(_whole, url)
+        whole.append(["HTTP", *row, f"{cpu_s(pid):.1f}", f"{peak_mib(pid):.0f}"])
+    heads = ["from", "rows", "wall s", "CPU s", "peak MiB", "server CPU s", "server peak MiB"]
+    print_table("all rows, 8 columns, by id", heads, whole)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -224,6 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--folder", type=Path, help="where the large table is kept, or lies already")
     options = parser.parse_args(arguments)
     heads = ["question", "wall p50 ms", "wall p95 ms", "CPU ms"]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
@@ -234,25 +285,20 @@ def main(arguments: list[str] | None = None) -> None:
             rng = np.random.default_rng(0)
             rows = [[name, *timed(ask, options.rounds)] for name, ask in questions(somas, rng).items()]
         print_table(f"{options.somas} somas in a local folder", heads, rows)
-        with server(folder) as url:
+        with server(folder) as (url, pid):
             with Somas(url) as somas:
                 rng = np.random.default_rng(0)
                 far = [[name, *timed(ask, options.rounds)] for name, ask in questions(somas, rng).items()]
             for near, row in zip(rows, far, strict=True):
                 row[3] = f"{float(row[1]) - float(near[1]):+.1f}"
             print_table("the same over HTTP, on the same machine", [*heads[:3], "p50 more, ms"], far)
-            result = crowd(url, options.clients, options.seconds)
+            result = crowd(url, pid, options.clients, options.seconds)
             title = "clients that ask without pause: a box, the 10 nearest of a point, or counts by region"
-            print_table(title, ["clients", "requests", "errors", "per s", "p50 ms", "p99 ms"], [result])
+            columns = ["clients", "requests", "errors", "per s", "p50 ms", "p99 ms", "server CPU ms each"]
+            print_table(title, columns, [result])
         if options.large:
-            folder = Path(temporary) / "large"
-            began = time.process_time()
-            large_catalogue(folder, options.large)
-            size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
-            took = time.process_time() - began
-            rows, peak = large(folder, max(3, options.rounds // 5))
-            title = f"{options.large} somas, {size / 1e6:.0f} MB, written in {took:.0f} s of CPU; peak {peak:.0f} MiB"
-            print_table(title, heads, rows)
+            folder = options.folder or Path(temporary) / "large"
+            large(folder, options.large, max(3, options.rounds // 5), heads)
     print(f"\nload at the end {os.getloadavg()[0]:.1f}")
 
 

@@ -74,6 +74,7 @@ ROWS = ("columns", "order", "limit", "page_rows", "cursor")
 # A question that makes sense, and the fields that it knows, one or two of which are changed.
 QUESTIONS = {
     "query": ({"order": "-region", "page_rows": 5}, (*SELECTION, *ROWS)),
+    "stream": ({"order": "-region"}, (*SELECTION, *ROWS)),
     "count": ({"by": ["side"]}, (*SELECTION, "by")),
     "aggregate": ({"column": "radius_um"}, (*SELECTION, "column", "by")),
     "histogram": ({"column": "radius_um"}, (*SELECTION, "column", "bins", "range")),
@@ -135,7 +136,8 @@ def test_any_question_has_an_answer(connection, question):
         assert not any(word in words.lower() for word in ("duckdb", "binder error", "parser error"))
 
 
-def test_the_questions_come_through(connection):
+def test_the_questions_come_through(connection, record_property):
+    record_property("answers", seen)
     assert seen.get(200, 0) > 3, seen
     assert seen.get(422, 0) > 3, seen
 
@@ -162,7 +164,7 @@ def test_no_path_leads_out(connection, path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of schemathesis' own, on what it cannot generate
-def test_the_description_is_kept(app):
+def test_the_description_is_kept(app, record_property):
     """What ``/openapi.json`` says comes true: no failure, no undocumented status, no body of another shape."""
     with running(app) as url:
         document = copy.deepcopy(app._app.openapi())
@@ -190,4 +192,5 @@ def test_the_description_is_kept(app):
 
             if operation.path.startswith("/v1"):
                 call()
+        record_property("calls", n_called)
         assert n_called > 100
