@@ -109,6 +109,9 @@ class _Growing:
 class Canvas:
     """A volume in which objects grow.
 
+    ``origins`` has a row per object: id, seed, steps. ``overlaps`` says how many voxels of which older segment it would
+    have taken, and ``seen`` how many of that segment's voxels it looked at.
+
     Parameters
     ----------
     image
@@ -157,6 +160,7 @@ class Canvas:
         self.counts = Counts()
         self.origins: list[tuple[int, int, int, int, int]] = []
         self.overlaps: list[tuple[int, int, int]] = []
+        self.seen: list[tuple[int, int, int]] = []
         self.n_labels = int(self.segments.max(initial=0))
         self.n_deleted = 0
         self._next = 0
@@ -303,7 +307,7 @@ class Canvas:
             return
         box = self._box(growing)
         segments = self.segments[box]
-        grown = self.logits[box] >= self._segment
+        grown, seen = self.logits[box] >= self._segment, ~np.isnan(self.logits[box])
         ids, n_shared = np.unique(segments[grown & (segments > 0)], return_counts=True)
         grown &= segments <= 0
         n_vx = int(np.count_nonzero(grown))
@@ -318,6 +322,7 @@ class Canvas:
         self.counts.shared_vx += int(n_shared.sum())
         self.origins.append((self.n_labels, *growing.seed, growing.steps))
         self.overlaps += [(self.n_labels, int(i), int(n)) for i, n in zip(ids, n_shared, strict=True)]
+        self.seen += [(self.n_labels, int(i), int(np.count_nonzero(seen & (segments == i)))) for i in ids]
 
     def _clear(self, growing: _Growing | None = None) -> None:
         """Forget the object: everywhere, or in the voxels that it can have touched."""
@@ -365,6 +370,7 @@ class Canvas:
             "counts": np.array([getattr(self.counts, name) for name in Counts.__slots__], np.int64),
             "origins": np.array(self.origins, np.int64).reshape(-1, 5),
             "overlaps": np.array(self.overlaps, np.int64).reshape(-1, 3),
+            "seen": np.array(self.seen, np.int64).reshape(-1, 3),
             "progress": np.array([self._next, self.n_labels], np.int64),
         }
         if growing is not None:
@@ -398,6 +404,7 @@ class Canvas:
         self.counts = Counts(*(int(n) for n in state["counts"]))
         self.origins = [tuple(row) for row in state["origins"].tolist()]
         self.overlaps = [tuple(row) for row in state["overlaps"].tolist()]
+        self.seen = [tuple(row) for row in state["seen"].tolist()]
         self._next, self.n_labels = (int(n) for n in state["progress"])
         self._growing = None
         if "growing" in state:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,13 @@ from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
 from cloudseg.volumes.mask import TissueMask
 from cloudseg.volumes.objects import Objects
-from cloudseg.volumes.protocol import Positive3
+from cloudseg.volumes.protocol import Positive3, VolumeInfo
 from cloudseg.volumes.tables import put_table
+
+if TYPE_CHECKING:
+    from cloudseg.ops.flood import Canvas
+
+Table = dict[str, npt.NDArray[Any]]
 
 _GREY = {"uint8": 1.0, "uint16": 255.0 / 65535.0, "float32": 255.0}
 
@@ -139,6 +144,7 @@ class FloodTask(BlockTask):
                     options.mask, mip=options.mask_mip, image=image.info, open_volume=ctx.open_volume
                 )
                 closed = ~mask.read(self.outer)
+            given, names = self._given(ctx)
         grey, norm = _GREY[image.info.dtype], network.spec.normalisation
         canvas = Canvas(
             normalised(data, mean=norm.mean / grey, deviation=norm.deviation / grey),
@@ -153,9 +159,10 @@ class FloodTask(BlockTask):
             ),
             network,
             closed=closed,
+            labels=given,
         )
         with ctx.step("seeds"):
-            seeds = self._seeds(canvas.image, closed, spacing=image.info.voxel_size_nm)
+            seeds = self._seeds(canvas.image, closed, given, spacing=image.info.voxel_size_nm)
         state = f"state/{self.id}.npz"
         with ctx.step("grow"):
             saved = _load_state(objects, state)
@@ -164,11 +171,11 @@ class FloodTask(BlockTask):
             while not canvas.run(seeds, pause=_every(options.checkpoint_s)):
                 _save_state(objects, state, canvas.state())
         with ctx.step("write"):
-            labels = canvas.labels()
+            name = block_name(self.core.start)
+            labels = self._joined(canvas, names, put=lambda t: put_table(objects, f"joins/{name}.parquet", t))
             if closed is not None:
                 labels[closed] = 0
             labels[labels > 0] += np.uint64(self.number + 1 << 32)
-            name = block_name(self.core.start)
             origins = np.array(canvas.origins, np.int64).reshape(-1, 5)
             put_table(
                 objects,
@@ -194,10 +201,23 @@ class FloodTask(BlockTask):
             **{field: getattr(counts, field) for field in type(counts).__slots__},
         )
 
+    def _given(self, ctx: Context) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.uint64]]:
+        """Return segments that are there already, counted up from 1, and what they are called; here there are none."""
+        del ctx
+        return None, np.zeros(0, np.uint64)
+
+    def _joined(
+        self, canvas: Canvas, names: npt.NDArray[np.uint64], *, put: Callable[[Table], object]
+    ) -> npt.NDArray[np.uint64]:
+        """Return what has grown, joined with what was there."""
+        del names, put
+        return canvas.labels()
+
     def _seeds(
         self,
         image: npt.NDArray[np.float32],
         closed: npt.NDArray[np.bool_] | None,
+        given: npt.NDArray[np.int32] | None,
         *,
         spacing: tuple[float, ...],
     ) -> npt.NDArray[np.int64]:
@@ -212,8 +232,55 @@ class FloodTask(BlockTask):
             seeds = flood_seeds.bright_seeds(image, closed=closed)
         else:
             x, y, z = (s / min(spacing) for s in spacing)
-            seeds = flood_seeds.peak_seeds(image, spacing=(x, y, z), closed=closed)
+            seeds = flood_seeds.peak_seeds(image, spacing=(x, y, z), closed=closed, labels=given)
         return seeds[::-1].copy() if self.options.reverse else seeds
+
+
+class CascadeTask(FloodTask):
+    """Grow only what another segmentation is not sure of.
+
+    Attributes
+    ----------
+    given_uri
+        The other segmentation, with the voxels of the image.
+    kept_vx
+        Its objects with at least so many voxels in the subvolume stay.
+    join_share
+        Share that a grown object must take of what it sees of one that stayed, to be joined with it.
+    """
+
+    kind: Literal["ffn_cascade/1"] = "ffn_cascade/1"  # type: ignore[assignment]
+    given_uri: str
+    kept_vx: int
+    join_share: float
+
+    def _given(self, ctx: Context) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
+        from cloudseg.ops.flood_cascade import keep_large
+
+        return keep_large(ctx.open_volume(self.given_uri).read(self.outer), min_vx=self.kept_vx)
+
+    def _joined(
+        self, canvas: Canvas, names: npt.NDArray[np.uint64], *, put: Callable[[Table], object]
+    ) -> npt.NDArray[np.uint64]:
+        from cloudseg.ops.flood_cascade import decide_joins
+
+        n_kept = len(names)
+        joins = decide_joins(canvas.overlaps, canvas.seen, n_kept=n_kept, min_share=self.join_share)
+        final = np.arange(canvas.n_labels + 1, dtype=np.uint64)
+        for join in joins:
+            if join.joined:
+                final[join.grown] = join.kept
+        put(
+            {
+                "id": np.array([j.grown for j in joins], np.uint64) + np.uint64(self.number + 1 << 32),
+                "given_id": names[[j.kept - 1 for j in joins]],
+                "shared_vx": np.array([j.shared_vx for j in joins], np.int64),
+                "seen_vx": np.array([j.seen_vx for j in joins], np.int64),
+                "joined": np.array([j.joined for j in joins], np.bool_),
+            }
+        )
+        joined: npt.NDArray[np.uint64] = final[canvas.labels()]
+        return joined
 
 
 class FloodStage(LabelsStage, FloodOptions):
@@ -271,7 +338,8 @@ class FloodStage(LabelsStage, FloodOptions):
 
         def tasks() -> Iterator[Task]:
             for number, core in enumerate(tile(bounds, self.block_shape)):
-                yield FloodTask(
+                yield self._task(
+                    site,
                     core=core,
                     outer=core.grow(self.halo).intersect(bounds),
                     number=number,
@@ -295,9 +363,19 @@ class FloodStage(LabelsStage, FloodOptions):
             (layer,),
             (step,),
             outputs_bytes=2 * bounds.n_voxels * 8 // 10,
-            sources=(image.uri, *([self.mask] if self.mask else [])),
+            sources=(image.uri, *([self.mask] if self.mask else []), *self._more_sources(site, info)),
             provenance={"weights_sha256": spec.weights.sha256, "halo": list(self.halo)},
         )
+
+    def _task(self, site: Site, **fields: Any) -> FloodTask:
+        """Return the task of a block."""
+        del site
+        return FloodTask(**fields)
+
+    def _more_sources(self, site: Site, info: VolumeInfo) -> tuple[str, ...]:
+        """Check and return what else is read."""
+        del site, info
+        return ()
 
     def _check_subvolumes(self, bounds: Box, fov: XYZ) -> None:
         for axis, name in enumerate("xyz"):
@@ -311,6 +389,52 @@ class FloodStage(LabelsStage, FloodOptions):
                         f"than the field of view of {fov[axis]}: no place in it could be looked at; take another "
                         "block_shape, or a larger halo"
                     )
+
+
+class CascadeStage(FloodStage):
+    """Flood filling only of what another segmentation is not sure of: the two methods as one.
+
+    Large objects of the given segmentation stay. Smaller ones, and what it left empty, are grown anew, and joined with
+    what stayed where they go on in it. ``graph/<stage>/joins/`` says which were joined, and how sure that was.
+
+    Attributes
+    ----------
+    given
+        Layer of the other segmentation: best one that merges little, at a low threshold.
+    kept_um3
+        Its objects of at least this volume within a subvolume stay.
+    join_share
+        Share that a grown object must take of what it sees of one that stayed, to be joined with it.
+    """
+
+    kind: Literal["ffn_cascade"] = "ffn_cascade"  # type: ignore[assignment]
+    given: str = "segmentation"
+    kept_um3: PositiveFloat = 0.01
+    join_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    def _task(self, site: Site, **fields: Any) -> CascadeTask:
+        given = site.layer(self.given, wanted_by=self.label)
+        return CascadeTask(
+            **fields,
+            given_uri=given.uri,
+            kept_vx=math.ceil(self.kept_um3 * 1e9 / math.prod(given.info.voxel_size_nm)),
+            join_share=self.join_share,
+        )
+
+    def _more_sources(self, site: Site, info: VolumeInfo) -> tuple[str, ...]:
+        given = site.layer(self.given, wanted_by=self.label)
+        if given.info.layer != "segmentation":
+            raise SpecError(
+                f"stage {self.label!r} needs a segmentation as {self.given!r}; {given.uri} is a {given.info.layer} "
+                f"layer of {given.info.dtype}"
+            )
+        if given.info.voxel_size_nm != info.voxel_size_nm or not given.info.bounds.contains(info.bounds):
+            raise SpecError(
+                f"stage {self.label!r}: {given.uri} has voxels of {given.info.voxel_size_nm} nm in "
+                f"{given.info.bounds}, the image has {info.voxel_size_nm} nm in {info.bounds}: the segmentation must "
+                "cover the image's voxels"
+            )
+        return (given.uri,)
 
 
 def _checked_arguments(spec: ModelSpec, *, uri: str) -> FFNArguments:

@@ -65,6 +65,7 @@ KINDS: dict[str, str] = {
     "section_names/1": "cloudseg_tasks.max_extend:SectionNamesTask",
     "section_rename/1": "cloudseg_tasks.max_extend:SectionRenameTask",
     "ffn/1": "cloudseg_tasks.ffn:FloodTask",
+    "ffn_cascade/1": "cloudseg_tasks.ffn:CascadeTask",
     "ffn_overlaps/1": "cloudseg_tasks.ffn_stitch:FloodOverlapsTask",
     "ffn_names/1": "cloudseg_tasks.ffn_stitch:FloodNamesTask",
     "ffn_rename/1": "cloudseg_tasks.ffn_stitch:FloodRenameTask",

@@ -31,6 +31,7 @@ STAGES: dict[str, str] = {
     "soma_segment": "cloudseg_tasks.soma_segment:SomaSegmentStage",
     "max_extend": "cloudseg_tasks.max_extend:MaxExtendStage",
     "ffn": "cloudseg_tasks.ffn:FloodStage",
+    "ffn_cascade": "cloudseg_tasks.ffn:CascadeStage",
     "ffn_stitch": "cloudseg_tasks.ffn_stitch:FloodStitchStage",
     "consensus": "cloudseg_tasks.ffn_consensus:ConsensusStage",
     "soma_patches": "cloudseg_tasks.soma_patches:SomaPatchesStage",

@@ -12,6 +12,7 @@ from cloudseg.errors import ModelError, SpecError
 from cloudseg.geometry import Box
 from cloudseg.models.flood import load_flood_network
 from cloudseg.ops.flood import Canvas, FloodRule, normalised
+from cloudseg.ops.flood_cascade import decide_joins, keep_large
 from cloudseg.ops.flood_seeds import peak_seeds
 from cloudseg.ops.flood_stitch import (
     VERDICTS,
@@ -28,7 +29,7 @@ from cloudseg.testing.bright_model import bright_package
 from cloudseg.testing.tiny_model import tiny_package
 from cloudseg.volumes import VolumeInfo, clear_memory, create_volume, open_objects, open_volume
 from cloudseg.volumes.tables import get_table
-from cloudseg_tasks.ffn import FloodStage
+from cloudseg_tasks.ffn import CascadeStage, FloodStage
 from cloudseg_tasks.ffn_consensus import ConsensusStage
 from cloudseg_tasks.ffn_stitch import FloodStitchStage
 
@@ -66,8 +67,8 @@ def put(data, uri, name="image", *, dtype="uint8", layer="image", size=(8, 8, 8)
     return Layer(name, uri, info)
 
 
-def flood(model, **changes):
-    return FloodStage(
+def flood(model, *, stage=FloodStage, **changes):
+    return stage(
         **{
             "model": model,
             "block_shape": SHAPE,
@@ -228,6 +229,79 @@ def test_what_cannot_work_is_refused_before_anything_is_written(root):
         expand(stitch(block_shape=(20, 34, 20), margin_nm=56), objects=objects)
     with pytest.raises(SpecError, match="needs objects: a segmentation of uint64"):
         expand(stitch(layer="image"))
+
+
+# -- the cascade
+
+
+def test_a_cascade_grows_only_what_the_other_segmentation_is_not_sure_of(root):
+    image, model = rods(), bright_package(f"{root}/model")
+    given = np.zeros(SHAPE, np.uint64, order="F")
+    given[:, 5:12, 5:12] = 900  # one rod; half of another; a crumb of the third
+    given[23:31, 18:24, 4:12] = 7
+    given[7:10, 22:25, 8:10] = 12
+    layers = {
+        "image": put(image, f"{root}/image"),
+        "segmentation": put(given, f"{root}/given", "segmentation", dtype="uint64", layer="segmentation"),
+    }
+    cascade = flood(model, stage=CascadeStage, kept_um3=60 * 8**3 / 1e9)
+    got = run_stages([cascade], layers, root, repeat=True)["objects"]
+    local = got & np.uint64(0xFFFFFFFF)
+    assert set(np.unique(got >> np.uint64(32))) == {0, 1}
+    np.testing.assert_array_equal(local[given == 900], 2)  # what stays keeps its voxels; 7 comes before 900
+    np.testing.assert_array_equal(local[given == 7], 1)
+    third = local[9, 25, 10]
+    assert third > 2
+    # Of the second rod the other half was grown, and is the same object; the third one was grown anew.
+    assert (local[24:30, 26:32, 5:11] == 1).mean() > 0.8
+    assert (local[5:14, 20:29, 6:14] == third).mean() > 0.8
+    joins = get_table(open_objects(f"{root}/graph/ffn_cascade"), "joins/5_-3_100.parquet")
+    joined = dict(zip(joins["given_id"].tolist(), joins["joined"].tolist(), strict=True))
+    assert joined[7]
+    assert not joined.get(900, False)
+    assert (joins["shared_vx"] <= joins["seen_vx"]).all()
+    whole = run_stages([flood(model, name="whole", output="whole")], layers, root)["whole"]
+    assert set(np.unique(whole)) != set(np.unique(got))
+
+
+def test_a_cascade_refuses_what_does_not_fit(root):
+    model = bright_package(f"{root}/model")
+    layer = put(rods(), f"{root}/image")
+
+    def expand(given):
+        site = Site(root, {"image": layer, "segmentation": given}, open_volume, open_objects)
+        return flood(model, stage=CascadeStage).expand(site)
+
+    ids = np.ones(SHAPE, np.uint64)
+    coarse = put(ids, f"{root}/coarse", dtype="uint64", layer="segmentation", size=(16, 16, 16))
+    with pytest.raises(SpecError, match="the segmentation must cover the image's voxels"):
+        expand(coarse)
+    with pytest.raises(SpecError, match="needs a segmentation as 'segmentation'"):
+        expand(layer)
+
+
+def test_large_objects_are_kept_and_counted_up():
+    labels = np.random.default_rng(3).choice([0, 5, 8, 2**40, 11], (6, 5, 4), p=[0.3, 0.3, 0.2, 0.15, 0.05])
+    kept, names = keep_large(labels.astype(np.uint64), min_vx=12)
+    expected = [i for i in (5, 8, 11, 2**40) if (labels == i).sum() >= 12]
+    assert names.tolist() == expected
+    assert 1 < len(expected) < 4
+    for number, name in enumerate(expected, 1):
+        np.testing.assert_array_equal(kept == number, labels == name)
+    assert set(np.unique(kept)) <= set(range(len(expected) + 1))
+
+
+def test_a_grown_object_joins_the_one_that_it_would_have_taken_most_of():
+    overlaps = [(3, 1, 50), (3, 2, 80), (4, 1, 30), (5, 3, 99), (6, 2, 40), (6, 1, 40)]
+    seen = [(3, 1, 60), (3, 2, 100), (4, 1, 90), (5, 3, 99), (6, 2, 50), (6, 1, 50)]
+    joins = decide_joins(overlaps, seen, n_kept=2, min_share=0.5)
+    assert [(j.grown, j.kept, j.joined) for j in joins] == [
+        (3, 1, True),
+        (3, 2, False),
+        (4, 1, False),
+        (6, 2, False),
+        (6, 1, True),  # of equal shares the first one
+    ]
 
 
 # -- the decision
