@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +26,12 @@ _TYPES = {
 _TOKEN = CLIENT_PATH.strip("/").rpartition("/")[2]
 
 _FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+
+# Neuroglancer 2.41.2 writes its state into the address while it still restores the layers, if that takes longer than
+# 0.4 s. An annotation layer whose turn has not come has no list of relationships then; the error drops the layer
+# that is being restored, for good. With the list that it begins with anyway, nothing is lost.
+_UNSET = b"localAnnotationRelationships;localAnnotationsJson=void 0"
+_SET = b'localAnnotationRelationships=["segments"];localAnnotationsJson=void 0'
 
 # Proxies and browsers drop a silent stream after half a minute or more.
 _KEEP_ALIVE_S = 15.0
@@ -71,9 +78,10 @@ def client_router(folder: Path | None = None, *, closing: Callable[[], bool]) ->
     """
     files = client_folder() if folder is None else folder
     router = APIRouter(include_in_schema=False)
+    mended = lru_cache(maxsize=1)(mended_script)
 
     @router.api_route(f"/v/{_TOKEN}/{{name:path}}", methods=["GET", "HEAD"])
-    def static(name: str) -> FileResponse:
+    def static(name: str) -> Response:
         name = name or "index.html"
         path = files / name
         if not _FILE.match(name) or not path.is_file():
@@ -81,6 +89,8 @@ def client_router(folder: Path | None = None, *, closing: Callable[[], bool]) ->
         # File names carry a digest of their content; only the page itself can change under its name.
         caching = "no-cache" if name == "index.html" else "public, max-age=31536000, immutable"
         kind = _TYPES.get(path.suffix, "application/octet-stream")
+        if name.startswith("main.") and path.suffix == ".js":
+            return Response(mended(path), media_type=kind, headers={"Cache-Control": caching})
         return FileResponse(path, media_type=kind, headers={"Cache-Control": caching})
 
     @router.get(f"/events/{_TOKEN}")
@@ -98,6 +108,14 @@ def client_router(folder: Path | None = None, *, closing: Callable[[], bool]) ->
         return Response(status_code=204)
 
     return router
+
+
+def mended_script(path: Path) -> bytes:
+    """Return the client's main script, with the one field set whose absence makes it lose layers on a slow start.
+
+    A client in which that field is written otherwise is returned as it is.
+    """
+    return path.read_bytes().replace(_UNSET, _SET)
 
 
 async def _silence(request: Request, closing: Callable[[], bool]) -> AsyncIterator[bytes]:

@@ -4,6 +4,7 @@
 
     somas/v3/annotations/points/info          and by_id/, by_segment/, by_soma/, spatial0/, spatial1/, ...
     somas/v3/annotations/ellipsoids/info      the same
+    somas/v3/annotations/ranges.json          smallest and largest value of each number
 
 Rejected and merged somas are left out. Which level of the spatial index a soma is in follows from its id, and how
 shards are cut from the table alone, so any number of parts writes the same bytes. The ``info`` comes last: what has
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,50 +26,34 @@ from cloudseg.errors import ConflictError, NotFoundError
 from cloudseg.ops.annotations import (
     Level,
     cells_of,
-    ellipsoid_radii,
     grouped,
     levels_of,
     rank,
-    record_dtype,
     single,
 )
 from cloudseg.ops.shard_files import Sharding, build_shard, hashed_sharding
-from cloudseg.somas.requests import TOMBSTONES
+from cloudseg.somas.annotation_rows import (
+    NUMBERS,
+    RELATIONSHIPS,
+    SHAPES,
+    Ids,
+    Rows,
+    Shape,
+    labels_of,
+    property_types,
+    read_rows,
+    record_dtype_of,
+)
 from cloudseg.somas.schema import BY_NAME
-from cloudseg.somas.store import Catalog, iter_batches
-from cloudseg.specs import FrozenModel
+from cloudseg.somas.store import Catalog
+from cloudseg.specs import FrozenModel, canonical_json
 from cloudseg.volumes.objects import Objects
-
-Shape = Literal["points", "ellipsoids"]
-SHAPES: tuple[Shape, ...] = ("points", "ellipsoids")
-
-RELATIONSHIPS = {"segment": "by_segment", "soma": "by_soma"}
-"""What an annotation relates to, and the folder of the index: its neuron, and its own mask."""
-
-NUMBERS = ("volume_um3", "radius_um", "sphericity", "score", "nearest_um", "segment_fraction")
-"""Properties of type float32; NaN where nothing is known."""
-
-SIDES = ("left", "right", "center")
-KINDS = ("neuron", "glia", "other")
-STATUSES = ("auto", "verified", "manual")
 
 LIMIT = 5_000
 SHARD_BYTES = 32 << 20
 
 # Corners on whole nm and edges in steps of this let cells be halved ten times and stay whole: readers round them.
 _STEP_NM = 1024
-# A soma that was added by hand has no size; it still must be seen.
-_UNKNOWN_RADIUS_NM = 500.0
-
-_PLACES = [*(f"{p}{a}_nm" for p in ("anchor_", "") for a in "xyz")]
-_AXES = ["axis_major_um", "axis_mid_um", "axis_minor_um"]
-_DIRECTION = [f"axis_dir_{axis}" for axis in "xyz"]
-_TEXTS = ("region", "side", "kind", "status")
-_COLUMNS = [
-    *("soma_id", "segment_id", *_PLACES, *_AXES, *_DIRECTION, *NUMBERS, "n_segments", "edge_faces", *_TEXTS)
-]
-
-Ids = npt.NDArray[np.uint64]
 
 
 class Ranks(FrozenModel):
@@ -97,10 +82,13 @@ class AnnotationPlan(FrozenModel):
         Points and ellipsoids.
     n_somas
         Those that are shown.
+    ranges
+        Smallest and largest value of each property of type float32 that is known of any soma.
     """
 
     version: int = Field(gt=0)
     n_somas: NonNegativeInt
+    ranges: dict[str, tuple[float, float]]
     sets: tuple[PlannedSet, ...]
 
 
@@ -141,9 +129,10 @@ def plan_annotations(
     shard_bytes
         How large a shard may be, before compression.
     """
-    found = [
-        (rows.ids, rows.segments, rows.anchors, rows.centres, rows.radii) for rows in _rows(objects, catalog)
-    ]
+    found, ranges = [], dict[str, tuple[float, float]]()
+    for rows in read_rows(objects, catalog):
+        found.append((rows.ids, rows.segments, rows.anchors, rows.centres, rows.radii))
+        _widen(ranges, rows.properties)
     empty = (np.zeros(0, np.uint64), np.zeros(0, np.uint64), *(np.zeros((0, 3)),) * 3)
     ids, segments, anchors, centres, radii = (
         np.concatenate(each) for each in zip(empty, *found, strict=True)
@@ -157,7 +146,7 @@ def plan_annotations(
         lower, upper = _covering(catalog, boxes[shape])
         levels = levels_of(ids, boxes[shape], lower=lower, upper=upper, limit=limit)
         info = _info(catalog, shape, lower, upper)
-        width = _dtype(shape).itemsize
+        width = record_dtype_of(shape).itemsize
         for name, entry in zip(RELATIONSHIPS, info["relationships"], strict=True):
             n_keys = len(np.unique(segments[segments != 0])) if name == "segment" else len(ids)
             size = n_keys * 8 + len(ids) * (width + 8)
@@ -178,9 +167,9 @@ def plan_annotations(
                     "sharding": sharding.document,
                 }
             )
-        ranges = tuple(Ranks(first=level.from_rank, last=level.to_rank) for level in levels)
-        sets.append(PlannedSet(shape=shape, info=info, levels=ranges))
-    return AnnotationPlan(version=catalog.version, n_somas=len(ids), sets=tuple(sets))
+        between = tuple(Ranks(first=level.from_rank, last=level.to_rank) for level in levels)
+        sets.append(PlannedSet(shape=shape, info=info, levels=between))
+    return AnnotationPlan(version=catalog.version, n_somas=len(ids), ranges=ranges, sets=tuple(sets))
 
 
 def write_part(
@@ -205,12 +194,12 @@ def write_part(
     if not mine or not plan.n_somas:
         return 0
     kept = []
-    for batch in _rows(objects, catalog):
+    for batch in read_rows(objects, catalog):
         wanted = np.zeros(len(batch.ids), np.bool_)
         for index in mine:
             wanted |= index.wanted(batch)
         kept.append(batch.take(wanted))
-    rows = _Rows.joined(kept)
+    rows = Rows.joined(kept)
     kept.clear()
     written = 0
     for index in mine:
@@ -233,6 +222,7 @@ def publish_annotations(objects: Objects, plan: AnnotationPlan) -> None:
     ConflictError
         If other annotations of this version are there: a version never changes.
     """
+    objects.put(_ranges_key(plan.version), canonical_json(plan.ranges).encode())
     for each in plan.sets:
         key = f"{annotations_key(plan.version, each.shape)}/info"
         data = json.dumps(each.info, separators=(",", ":"), sort_keys=True).encode()
@@ -251,6 +241,30 @@ def has_annotations(objects: Objects, version: int, shape: Shape = "points") -> 
         return False
 
 
+def read_ranges(objects: Objects, version: int) -> dict[str, tuple[float, float]]:
+    """Return smallest and largest value of each number of a version's annotations.
+
+    Raises
+    ------
+    NotFoundError
+        If it has no annotations.
+    """
+    found: dict[str, list[float]] = json.loads(objects.get(_ranges_key(version)))
+    return {name: (low, high) for name, (low, high) in found.items()}
+
+
+def _ranges_key(version: int) -> str:
+    return f"v{version}/annotations/ranges.json"
+
+
+def _widen(ranges: dict[str, tuple[float, float]], properties: npt.NDArray[Any]) -> None:
+    for name in NUMBERS:
+        values = properties[name][np.isfinite(properties[name])]
+        if len(values):
+            low, high = ranges.get(name, (np.inf, -np.inf))
+            ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
+
+
 @dataclass(frozen=True, slots=True)
 class _Index:
     """One shard of one index of one set."""
@@ -261,7 +275,7 @@ class _Index:
     shard: int
     level: int = -1
 
-    def wanted(self, rows: _Rows) -> npt.NDArray[np.bool_]:
+    def wanted(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Return which somas have something in this shard."""
         if self.level >= 0:
             found = np.zeros(len(rows.ids), np.bool_)
@@ -272,7 +286,7 @@ class _Index:
         wanted: npt.NDArray[np.bool_] = (keys != 0) & (self.sharding.shards(keys) == self.shard)
         return wanted
 
-    def entries(self, rows: _Rows) -> tuple[Ids, list[bytes]]:
+    def entries(self, rows: Rows) -> tuple[Ids, list[bytes]]:
         """Return the keys of this shard and their values, of somas that are wanted in it."""
         if self.key == "by_id":
             related = [rows.keys(key) for key in RELATIONSHIPS.values()]
@@ -285,7 +299,7 @@ class _Index:
         found = list(grouped(rows.records(self.set.shape), rows.ids, keys))
         return np.array([key for key, _ in found], np.uint64), [value for _, value in found]
 
-    def _cells(self, rows: _Rows) -> tuple[npt.NDArray[np.int64], Ids]:
+    def _cells(self, rows: Rows) -> tuple[npt.NDArray[np.int64], Ids]:
         """Return the somas of this level and their cells, of this shard."""
         info, ranks = self.set.info, self.set.levels[self.level]
         grid = tuple(info["spatial"][self.level]["grid_shape"])
@@ -296,113 +310,12 @@ class _Index:
         return mine[at[here]], cells[here]
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Somas that are shown; lengths in nm."""
-
-    ids: Ids
-    segments: Ids
-    anchors: npt.NDArray[np.float64]
-    centres: npt.NDArray[np.float64]
-    radii: npt.NDArray[np.float64]
-    properties: npt.NDArray[Any]
-
-    def take(self, wanted: npt.NDArray[Any]) -> _Rows:
-        """Return some of the somas."""
-        return _Rows(*(getattr(self, name)[wanted] for name in self.__slots__))
-
-    @classmethod
-    def joined(cls, parts: list[_Rows]) -> _Rows:
-        """Return all somas of several."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
-
-    def keys(self, index: str) -> Ids:
-        """Return what each soma is listed under in an index by number; 0 for nothing."""
-        return self.segments if index == RELATIONSHIPS["segment"] else self.ids
-
-    def boxes(self, shape: Shape) -> npt.NDArray[np.float64]:
-        """Return lowest and highest point of each annotation, as :func:`plan_annotations` takes them."""
-        if shape == "points":
-            return np.stack([self.anchors, self.anchors], axis=1)
-        return np.stack([self.centres - self.radii, self.centres + self.radii], axis=1)
-
-    def records(self, shape: Shape) -> npt.NDArray[Any]:
-        """Return the records as they are stored."""
-        found = np.zeros(len(self.ids), _dtype(shape))
-        geometry = self.anchors if shape == "points" else np.concatenate([self.centres, self.radii], axis=1)
-        found["geometry"] = geometry
-        for name in self.properties.dtype.names or ():
-            found[name] = self.properties[name]
-        return found
-
-
-def _rows(objects: Objects, catalog: Catalog) -> Iterator[_Rows]:
-    """Yield the somas that are shown, a row group at a time."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    for batch in iter_batches(objects, catalog, columns=_COLUMNS):
-        table = pa.Table.from_batches([batch])
-        dead = pc.is_in(table["status"].cast(pa.string()), value_set=pa.array(TOMBSTONES))
-        table = table.filter(pc.invert(dead))
-        values = {name: _floats(table, name) for name in (*_PLACES, *_AXES, *_DIRECTION, *NUMBERS)}
-        properties = np.zeros(table.num_rows, list(_types().items()))
-        for name in NUMBERS:
-            properties[name] = values[name]
-        for name in ("n_segments", "edge_faces"):
-            properties[name] = table[name].fill_null(0).to_numpy()
-        for name, labels in _labels(catalog).items():
-            numbers = {label: number for number, label in enumerate(labels) if number}
-            properties[name] = [numbers.get(text, 0) for text in table[name].to_pylist()]
-        stacked = {
-            name: np.stack([values[column] for column in columns], axis=1)
-            for name, columns in (
-                ("anchors", _PLACES[:3]),
-                ("centres", _PLACES[3:]),
-                ("axes", _AXES),
-                ("direction", _DIRECTION),
-            )
-        }
-        radii = ellipsoid_radii(stacked["axes"], stacked["direction"])
-        ball = values["radius_um"][:, None]
-        radii = np.where(np.isfinite(radii) & (radii > 0), radii, ball) * 1000
-        yield _Rows(
-            ids=table["soma_id"].to_numpy(),
-            segments=table["segment_id"].fill_null(0).to_numpy(),
-            anchors=stacked["anchors"],
-            centres=stacked["centres"],
-            radii=np.where(radii > 0, radii, _UNKNOWN_RADIUS_NM),
-            properties=properties,
-        )
-
-
-def _floats(table: Any, name: str) -> npt.NDArray[np.float64]:
-    found: npt.NDArray[np.float64] = table[name].fill_null(float("nan")).to_numpy().astype(np.float64)
-    return found
-
-
-def _labels(catalog: Catalog) -> Mapping[str, tuple[str, ...]]:
-    """Return the words of each property that stands for one, by number; 0 is: not known, or none of them."""
-    found = {"region": catalog.regions[:65535], "side": SIDES, "kind": KINDS, "status": STATUSES}
-    return {name: ("unknown", *words) for name, words in found.items()}
-
-
-def _types() -> dict[str, str]:
-    two = {"n_segments": "uint16", "region": "uint16"}
-    one = dict.fromkeys(("side", "kind", "status", "edge_faces"), "uint8")
-    return dict.fromkeys(NUMBERS, "float32") | two | one
-
-
-def _dtype(shape: Shape) -> np.dtype[Any]:
-    return record_dtype(_types(), n_coordinates=3 if shape == "points" else 6)
-
-
 def _info(
     catalog: Catalog, shape: Shape, lower: npt.NDArray[np.float64], upper: npt.NDArray[np.float64]
 ) -> dict[str, Any]:
     properties: list[dict[str, Any]] = []
-    labels = _labels(catalog)
-    for name, kind in _types().items():
+    labels = labels_of(catalog)
+    for name, kind in property_types().items():
         column = BY_NAME[name]
         text = ", ".join(part for part in (column.description, column.unit) if part)
         entry: dict[str, Any] = {"id": name, "type": kind, "description": text}

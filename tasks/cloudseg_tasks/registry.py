@@ -51,6 +51,8 @@ KINDS: dict[str, str] = {
     "soma_annotation_plan/1": "cloudseg_tasks.soma_annotations:SomaAnnotationPlanTask",
     "soma_annotations/1": "cloudseg_tasks.soma_annotations:SomaAnnotationsTask",
     "soma_annotation_publish/1": "cloudseg_tasks.soma_annotations:SomaAnnotationPublishTask",
+    "soma_thumbnails/1": "cloudseg_tasks.soma_thumbnails:SomaThumbnailsTask",
+    "soma_thumbnail_publish/1": "cloudseg_tasks.soma_thumbnails:SomaThumbnailPublishTask",
     "soma_heads/1": "cloudseg_tasks.soma_heads:SomaHeadsTask",
     "soma_peaks/1": "cloudseg_tasks.soma_locate:SomaPeaksTask",
     "soma_choose/1": "cloudseg_tasks.soma_locate:SomaChooseTask",

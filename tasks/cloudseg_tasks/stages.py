@@ -26,6 +26,7 @@ STAGES: dict[str, str] = {
     "soma_ids": "cloudseg_tasks.soma_ids:SomaIdsStage",
     "soma_catalogue": "cloudseg_tasks.soma_catalogue:SomaCatalogueStage",
     "soma_annotations": "cloudseg_tasks.soma_annotations:SomaAnnotationsStage",
+    "soma_thumbnails": "cloudseg_tasks.soma_thumbnails:SomaThumbnailsStage",
     "soma_heads": "cloudseg_tasks.soma_heads:SomaHeadsStage",
     "soma_locate": "cloudseg_tasks.soma_locate:SomaLocateStage",
     "soma_segment": "cloudseg_tasks.soma_segment:SomaSegmentStage",

@@ -126,7 +126,7 @@ def test_a_pipeline_sends_each_stage_to_a_pool_that_is_meant_for_it(example_valu
             assert stage.kind in default_values["pools"][run["pool"]]["stages"]
 
 
-SOMA_TABLES = {"soma_catalogue", "soma_ids", "soma_annotations"}
+SOMA_TABLES = {"soma_catalogue", "soma_ids", "soma_annotations", "soma_thumbnails"}
 # What takes whole sections, or the large blocks of the published soma scheme, fits no pool of small processes: such
 # runs get machines of their own size.
 OF_THEIR_OWN = {"colour_track", "soma_patches"}
@@ -215,6 +215,7 @@ def largest_task(kind):
         "downsample": {"layers": ["segmentation"]},
         "soma_catalogue": {"layer": "segmentation"},
         "soma_annotations": {"layer": "segmentation"},
+        "soma_thumbnails": {"layer": "segmentation"},
         "soma_ids": {"layer": "segmentation", "previous": 1, "catalogue": earlier_somas()},
     }
     stage = stage_class(kind).load({"kind": kind, **options.get(kind, {})}, where=kind)

@@ -18,6 +18,7 @@ import pytest
 from cloudseg import Somas
 from cloudseg.geometry import Box
 from cloudseg.server.app import listen
+from cloudseg.server.neuroglancer_client import client_folder, mended_script
 from cloudseg.somas.store import publish, write_version
 from cloudseg.testing.somas import SPEC, soma_table
 from cloudseg.volumes import VolumeInfo, create_volume, open_objects
@@ -191,3 +192,12 @@ def test_a_catalogue_alone_is_served_and_says_how_to_ask_it(tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_the_clients_script_is_mended_in_one_place():
+    (script,) = client_folder().glob("main.*.js")
+    before, after = script.read_bytes(), mended_script(script)
+    # Neuroglancer sets the field so a moment later; until then it may write a link, and loses a layer over it.
+    assert before.count(b'localAnnotationRelationships=["segments"];') == 0
+    assert after.count(b'localAnnotationRelationships=["segments"];') == 1
+    assert len(after) == len(before) + len(b'=["segments"]')

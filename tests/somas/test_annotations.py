@@ -17,6 +17,7 @@ from cloudseg.somas.annotations import (
     has_annotations,
     plan_annotations,
     publish_annotations,
+    read_ranges,
     write_annotations,
     write_part,
 )
@@ -104,6 +105,12 @@ def test_what_is_stored_by_id_is_what_the_table_says(catalogue, living, shape):
         annotations.by_id(12345)
 
 
+def test_the_ranges_are_those_of_the_somas_that_are_shown(catalogue, living):
+    volumes = [np.float32(row["volume_um3"]) for row in living.values()]
+    assert read_ranges(catalogue[1], 1)["volume_um3"] == (min(volumes), max(volumes))
+    assert "nearest_um" not in read_ranges(catalogue[1], 1), "no soma of this table has one"
+
+
 def test_the_somas_of_a_segment_are_listed_under_it(catalogue, living):
     annotations = Annotations(folder(catalogue[0], "points"))
     of_segment: dict[int, set[int]] = {}
@@ -128,7 +135,7 @@ def test_any_number_of_parts_writes_the_same_bytes(catalogue, table):
     publish_annotations(objects, plan)
     assert has_annotations(objects, 1)
     keys = list(objects.list("v1/annotations/"))
-    assert len(keys) == sum(written) + 2
+    assert len(keys) == sum(written) + 3
     assert sum(written) > 20, "small shards, so that the parts have something to share"
     first = {key: objects.get(key) for key in keys}
     for key in keys:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import Box
-from cloudseg_viewer.layers import Contrast, LayerFacts
+from cloudseg_viewer.layers import Contrast, LayerFacts, SomaFacts, soma_shader
 from cloudseg_viewer.links import (
     DEFAULT_SERVER,
     PUBLIC_CLIENT,
@@ -21,6 +21,7 @@ from cloudseg_viewer.links import (
     layer_source,
     mount_name,
     mounts,
+    shorten,
     state_fragment,
     state_of,
 )
@@ -204,3 +205,98 @@ def test_a_server_mounts_the_root_and_what_lies_outside_it():
     assert [m.uri for m in mounts(ROOT, [inside])] == [ROOT]
     assert [m.uri for m in mounts("gs://bucket", [inside, outside])] == ["gs://bucket"]
     assert [m.uri for m in mounts(f"{ROOT}/segmentation", [inside])] == [f"{ROOT}/segmentation"]
+
+
+# ------------------------------------------------------------------------------------------ somas, private data, short
+
+SOMAS = SomaFacts(
+    points=f"{ROOT}/somas/v1/annotations/points",
+    ellipsoids=f"{ROOT}/somas/v1/annotations/ellipsoids",
+    ranges={"volume_um3": (1.234, 4321.0), "radius_um": (2.0, 2.0), "score": (0.0, 0.987)},
+)
+
+
+def test_somas_come_first_and_select_in_the_layers_that_are_there():
+    masks = facts("soma_masks")
+    points, shapes, *rest = build_link(ROOT, [IMAGE, masks, SEGMENTATION], somas=SOMAS).state["layers"]
+    assert [layer["name"] for layer in rest] == ["image", "soma_masks", "segmentation"]
+    assert points["linkedSegmentationLayer"] == {"segment": "segmentation", "soma": "soma_masks"}
+    assert points["source"] == f"{ROOT}/somas/v1/annotations/points/|neuroglancer-precomputed:"
+    assert points.get("visible", True)
+    assert not shapes["visible"]
+    alone = build_link(ROOT, [IMAGE], somas=SOMAS).state["layers"][0]
+    assert "linkedSegmentationLayer" not in alone, (
+        "a link to a layer that is not there is an error in the viewer"
+    )
+
+
+def test_a_slider_reaches_over_all_values_and_there_is_none_where_all_are_the_same():
+    shader = soma_shader(SOMAS.ranges, size=True)
+    assert "float volume_um3_min slider(min=1.2, max=4400, default=1.2" in shader
+    assert "float score_max slider(min=0, max=0.99, default=0.99" in shader
+    assert "radius_um" not in shader
+    assert "nearest_um" not in shader
+
+
+def test_tables_of_properties_are_further_sources_of_their_layer():
+    table = f"{ROOT}/somas/v1/properties/segments"
+    seg = facts("segmentation", segments=(5,), properties=(table,))
+    (layer,) = build_link(ROOT, [seg]).state["layers"]
+    assert layer["source"][1:] == [f"{table}/|neuroglancer-precomputed:"]
+
+
+@pytest.mark.parametrize(
+    ("through", "server", "source"),
+    [
+        ("ngauth+https://auth.lab.org", None, "gs+ngauth+https://auth.lab.org/bucket/run/image/"),
+        ("gs+ngauth+https://auth.lab.org/", None, "gs+ngauth+https://auth.lab.org/bucket/run/image/"),
+        (
+            "middleauth",
+            "https://seg.lab.org",
+            f"middleauth+https://seg.lab.org/data/{mount_name('gs://bucket/run')}/image/",
+        ),
+        (
+            "?token=a1",
+            "https://seg.lab.org",
+            f"https://seg.lab.org/data/{mount_name('gs://bucket/run')}/image/?token=a1",
+        ),
+    ],
+)
+def test_private_data_is_reached_as_asked(through, server, source):
+    root = "gs://bucket/run"
+    link = build_link(root, [facts(uri=f"{root}/image")], server=server, through=through)
+    assert link.state["layers"][0]["source"] == source + "|neuroglancer-precomputed:"
+
+
+@pytest.mark.parametrize(
+    ("root", "through", "message"),
+    [
+        ("s3://bucket/run", "ngauth+https://auth.lab.org", "buckets of Google"),
+        ("gs://bucket/run", "middleauth", "middleauth wants https"),
+        ("gs://bucket/run", "?token=a1", r"a token \(\?toke...\) goes to a web server"),
+        ("gs://bucket/run", "magic", "got 'magic'"),
+    ],
+)
+def test_a_way_that_does_not_lead_there_is_refused(root, through, message):
+    with pytest.raises(SpecError, match=message):
+        build_link(root, [facts(uri=f"{root}/image")], through=through)
+
+
+def test_a_query_in_an_address_goes_with_the_token():
+    root = "https://host.example/run?sig=x"
+    link = build_link(root, [facts(uri="https://host.example/run/image?sig=x")], through="?token=a1")
+    assert link.state["layers"][0]["source"].endswith("/image/?sig=x&token=a1|neuroglancer-precomputed:")
+
+
+def test_a_short_link_names_a_state_that_never_changes(tmp_path):
+    root = f"file://{tmp_path}"
+    link = build_link(root, [facts(uri=f"{root}/image")])
+    short = shorten(link, root=root)
+    (name,) = (tmp_path / "links").iterdir()
+    assert short.url == f"{DEFAULT_SERVER}/v/0/#!{DEFAULT_SERVER}/data/{mount_name(root)}/links/{name.name}"
+    assert len(short.url) < 150
+    assert json.loads(name.read_bytes()) == link.state
+    assert shorten(link, root=root) == short, "the same view, the same link"
+    assert len(list((tmp_path / "links").iterdir())) == 1
+    other = shorten(build_link(root, [facts(uri=f"{root}/image")], focus_nm=(0, 0, 0)), root=root)
+    assert other.url != short.url

@@ -10,9 +10,12 @@ import pytest
 
 from cloudseg.errors import NotFoundError, SpecError, VolumeFormatError
 from cloudseg.geometry import Box
+from cloudseg.somas.annotations import write_annotations
+from cloudseg.somas.store import publish, write_version
+from cloudseg.testing.somas import SPEC, soma_table
 from cloudseg.volumes import VolumeInfo, create_volume, open_objects, update_info
 from cloudseg.volumes.by_id import stored_ids
-from cloudseg_viewer.links import link_for_root, state_of
+from cloudseg_viewer.links import build_link, link_for_root, state_of
 from cloudseg_viewer.roots import contrast_of, read_root
 
 BOUNDS = Box((10, 20, 30), (80, 90, 100))
@@ -205,3 +208,39 @@ def test_stored_ids_are_told_for_files_and_refused_for_unknown_kinds(tmp_path):
     objects.put("info", gzip.compress(b"{}"))
     with pytest.raises(VolumeFormatError, match="is not JSON"):
         stored_ids(tmp_path, [1])
+
+
+def test_somas_are_found_with_what_they_are_shown_by(tmp_path):
+    root = f"file://{tmp_path}/run"
+    for name, how in (("image", {}), ("somas", {"dtype": "uint64", "layer": "segmentation"})):
+        info = VolumeInfo(bounds=Box.of_shape((8, 8, 8)), voxel_size_nm=(8.0, 8.0, 40.0), **how)
+        create_volume(f"{root}/{name}", info).write(
+            info.bounds, np.ones((8, 8, 8), info.numpy_dtype, order="F")
+        )
+    objects = open_objects(f"{root}/somas")
+    written = write_version(objects, soma_table(50), SPEC, version=1)
+    publish(objects, 1)
+    assert read_root(root).somas is None, "a catalogue without annotations"
+    write_annotations(objects, written.catalog)
+    found = read_root(root)
+    assert [facts.role for facts in found.layers] == ["image", "soma_masks"]
+    assert found.somas is not None
+    assert found.somas.points == f"{root}/somas/v1/annotations/points"
+    low, high = found.somas.ranges["volume_um3"]
+    assert 0 < low < high
+    link = build_link(found.uri, found.layers, somas=found.somas)
+    assert [layer["name"] for layer in link.state["layers"]] == [
+        *("somas", "soma_shapes", "image", "soma_masks")
+    ]
+    objects.put("v1/properties/segments/info", b"{}")
+    create_volume(
+        f"{root}/segmentation",
+        VolumeInfo(
+            bounds=Box.of_shape((8, 8, 8)),
+            voxel_size_nm=(8.0, 8.0, 40.0),
+            dtype="uint64",
+            layer="segmentation",
+        ),
+    )
+    neurons = read_root(root).layers[-1]
+    assert neurons.properties == (f"{root}/somas/v1/properties/segments",)

@@ -7,12 +7,15 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from cloudseg.errors import SpecError
+from cloudseg.specs import canonical_json
 from cloudseg.volumes.addresses import Address
-from cloudseg_viewer.layers import Json, LayerFacts
+from cloudseg.volumes.objects import Objects, open_objects
+from cloudseg_viewer.layers import Json, LayerFacts, SomaFacts, soma_layers
 from cloudseg_viewer.state import viewer_state
 
 PUBLIC_CLIENT = "https://neuroglancer-demo.appspot.com/"
@@ -30,8 +33,15 @@ CLIENT_PATH = "/v/0/"
 DATA_PATH = "/data/"
 """Path under which our server mounts folders."""
 
+LINKS = "links"
+"""Folder of a root that holds the states of short links."""
+
 # Schemes that the public client reads by itself. Plain http is not among them: a page that came by https may not.
 _PUBLIC_SCHEMES = frozenset({"gs", "s3", "https"})
+
+MIDDLEAUTH = "middleauth"
+
+_NGAUTH = re.compile(r"^(?:gs\+)?ngauth\+(https?://[^/?#]+)/?$")
 
 Spelling = Literal["pipeline", "prefix"]
 """``url/|neuroglancer-precomputed:`` (Neuroglancer since 2024-12), or ``precomputed://url`` (every version)."""
@@ -108,35 +118,66 @@ def mounts(root: str, layers: Sequence[LayerFacts]) -> list[Mount]:
     return list(found.values())
 
 
-def layer_source(uri: str, *, root: str, server: str | None, spelling: Spelling = "pipeline") -> str:
-    """Return Neuroglancer's address of the Precomputed volume at ``uri``. The only place that spells one.
+def layer_source(
+    uri: str, *, root: str, server: str | None, spelling: Spelling = "pipeline", through: str = ""
+) -> str:
+    """Return Neuroglancer's address of the Precomputed folder at ``uri``. The only place that spells one.
 
     Parameters
     ----------
     uri
-        Address of the volume.
+        Address of the folder.
     root
-        The root it belongs to; volumes below it share its mount.
+        The root it belongs to; what lies below it shares its mount.
     server
         Base URL of our server, or None to read the bucket directly.
     spelling
         Old clients know ``prefix`` only.
+    through
+        How private data is reached, see :func:`build_link`.
     """
-    query = ""
-    if server is None:
-        address = address_of(uri)
-        url, query = replace(address, query="").uri, address.query
-    else:
-        below = _path_below(uri, root)
-        name = mount_name(uri if below is None else root)
-        url = server + DATA_PATH + name + quote(below or "")
+    url, query = _reached(uri, root=root, server=server, through=through)
     if spelling == "prefix":
         if query:
             raise SpecError(
                 f"{uri} carries a query (?...), which the spelling precomputed:// cannot; use the spelling 'pipeline'"
             )
         return f"precomputed://{url}"
-    return f"{url}/{'?' + query if query else ''}|neuroglancer-precomputed:"
+    return f"{url}/{query}|neuroglancer-precomputed:"
+
+
+def _reached(uri: str, *, root: str, server: str | None, through: str) -> tuple[str, str]:
+    """Return the URL by which a browser reaches ``uri``, and the query that goes behind it (with its ``?``)."""
+    token = through if through.startswith("?") else ""
+    if server is None:
+        address = address_of(uri)
+        url, query = replace(address, query="").uri, f"?{address.query}" if address.query else ""
+        if token and address.scheme not in ("http", "https"):
+            raise SpecError(f"a token ({token[:5]}...) goes to a web server, and {uri} is read from a bucket")
+    else:
+        below = _path_below(uri, root)
+        name = mount_name(uri if below is None else root)
+        url, query = server + DATA_PATH + name + quote(below or ""), ""
+    if token:
+        query = f"{query}&{token[1:]}" if query else token
+    elif match := _NGAUTH.match(through):
+        if not url.startswith("gs://"):
+            raise SpecError(
+                f"{through} gives tokens for buckets of Google, and {uri} is reached at {url.split('://')[0]}://"
+            )
+        url = f"gs+ngauth+{match[1]}/{url.removeprefix('gs://')}"
+    elif through == MIDDLEAUTH:
+        if not url.startswith("https://"):
+            raise SpecError(
+                f"middleauth wants https, and {uri} is reached at {url.split('://')[0]}://; name the "
+                "https:// address of the server with --server"
+            )
+        url = f"middleauth+{url}"
+    elif through:
+        raise SpecError(
+            f"data is reached through ngauth+https://SERVER, {MIDDLEAUTH}, or ?token=..., got {through!r}"
+        )
+    return url, query
 
 
 def build_link(
@@ -146,6 +187,8 @@ def build_link(
     server: str | None = None,
     focus_nm: tuple[float, float, float] | None = None,
     spelling: Spelling = "pipeline",
+    somas: SomaFacts | None = None,
+    through: str = "",
 ) -> Link:
     """Return the link that shows ``layers`` of ``root``.
 
@@ -160,26 +203,43 @@ def build_link(
         Where to look; the middle when None.
     spelling
         See :func:`layer_source`.
+    somas
+        Annotations of a soma catalogue, if there are any.
+    through
+        How private data is reached: ``ngauth+https://SERVER`` for buckets of Google, by tokens that such a server gives
+        to those who log in there; ``middleauth``, by the login of a web server; ``?token=...``, a query that goes with
+        each request. Empty: directly.
 
     Raises
     ------
     SpecError
-        If ``server`` is no http(s) address, or there is no layer.
+        If ``server`` is no http(s) address, there is no layer, or data is not reached that way.
     """
     if server is not None:
         server = _checked_server(server)
     elif not all(address_of(facts.uri).scheme in _PUBLIC_SCHEMES for facts in layers):
         server = DEFAULT_SERVER
-    pairs = [
-        (facts, layer_source(facts.uri, root=root, server=server, spelling=spelling)) for facts in layers
-    ]
+    source = partial(layer_source, root=root, server=server, spelling=spelling, through=through)
     name = address_of(root).path.rsplit("/", 1)[-1] or address_of(root).host
-    state = viewer_state(pairs, title=f"{name} · cloudseg", focus_nm=focus_nm)
+    state = viewer_state(
+        [(facts, source(facts.uri)) for facts in layers],
+        title=f"{name} · cloudseg",
+        focus_nm=focus_nm,
+        annotations=()
+        if somas is None
+        else soma_layers(
+            somas,
+            points=source(somas.points),
+            ellipsoids=source(somas.ellipsoids),
+            others=[facts.name for facts in layers],
+        ),
+        properties={facts.name: [source(uri) for uri in facts.properties] for facts in layers},
+    )
     client = PUBLIC_CLIENT if server is None else server + CLIENT_PATH
     return Link(url=client + "#!" + state_fragment(state), state=state, server=server)
 
 
-def link_for_root(root: str, server: str | None = None) -> str:
+def link_for_root(root: str, server: str | None = None, *, short: bool = False, through: str = "") -> str:
     """Return the Neuroglancer URL of a pipeline root, or of a single volume. Reads infos and a few chunks.
 
     Parameters
@@ -188,6 +248,10 @@ def link_for_root(root: str, server: str | None = None) -> str:
         Address of a pipeline root or of one Precomputed volume.
     server
         Base URL of a running ``cloudseg serve``; see :func:`build_link` for what None means.
+    short
+        Whether to store the state in the root, and return a link to it.
+    through
+        How private data is reached, see :func:`build_link`.
 
     Raises
     ------
@@ -197,7 +261,47 @@ def link_for_root(root: str, server: str | None = None) -> str:
     from cloudseg_viewer.roots import read_root
 
     found = read_root(root)
-    return build_link(found.uri, found.layers, server=server, focus_nm=found.focus_nm).url
+    link = build_link(
+        found.uri,
+        found.layers,
+        server=server,
+        focus_nm=found.focus_nm,
+        somas=found.somas,
+        through=through,
+    )
+    return shorten(link, root=found.uri, through=through).url if short else link.url
+
+
+def shorten(link: Link, *, root: str, through: str = "") -> Link:
+    """Store the state of a link in its root, and return a link to it.
+
+    The object is called after what is in it, so the same state is stored once and what a link shows never changes.
+
+    Parameters
+    ----------
+    link
+        Of :func:`build_link`, or any other with its state in the address.
+    root
+        Where to store; its ``links/`` is readable to whoever may read the volumes.
+    through
+        How private data is reached, as for the link itself.
+
+    Raises
+    ------
+    SpecError
+        If nothing can be stored there.
+    """
+    key = store_state(open_objects(root), link.state)
+    url, query = _reached(child(root, key), root=root, server=link.server, through=through)
+    return replace(link, url=f"{link.url.partition('#')[0]}#!{url}{query}")
+
+
+def store_state(objects: Objects, state: Json) -> str:
+    """Store a state under a name made of its content; return its key."""
+    data = canonical_json(state).encode()
+    key = f"{LINKS}/{hashlib.sha256(data).hexdigest()[:16]}.json"
+    objects.put(key, data)
+    return key
 
 
 def state_fragment(state: Json) -> str:

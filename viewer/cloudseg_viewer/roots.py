@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cloudseg.errors import NotFoundError, SpecError, StorageError
 from cloudseg.geometry import XYZ, Box
+from cloudseg.somas.annotation_rows import SHAPES
+from cloudseg.somas.annotations import annotations_key, has_annotations, read_ranges
+from cloudseg.somas.store import read_latest
 from cloudseg.volumes import open_objects, open_volume, read_info, scales
 from cloudseg.volumes.by_id import stored_ids
 from cloudseg.volumes.objects import Objects
 from cloudseg.volumes.protocol import Array, Volume, VolumeInfo
-from cloudseg_viewer.layers import Contrast, LayerFacts, Role
+from cloudseg_viewer.layers import Contrast, LayerFacts, Role, SomaFacts
 from cloudseg_viewer.links import address_of, child
 
 # Drawing order: each lies above the ones before.
-_ROLES: tuple[Role, ...] = ("image", "mask", "affinities", "supervoxels", "segmentation")
+_ROLES: tuple[Role, ...] = ("image", "mask", "affinities", "supervoxels", "soma_masks", "segmentation")
+# Where a layer does not lie under its own name.
+_FOLDERS: dict[Role, str] = {"soma_masks": "somas"}
 
 # A sample must be enough for percentiles and quick from a bucket: at most nine boxes, each inside one chunk.
 _SAMPLE_EDGE_VX = 64
@@ -46,11 +51,14 @@ class Root:
         In drawing order; the first lies lowest.
     focus_nm
         A place worth looking at.
+    somas
+        Annotations of the published version of its soma catalogue, if it has them.
     """
 
     uri: str
     layers: tuple[LayerFacts, ...]
     focus_nm: tuple[float, float, float]
+    somas: SomaFacts | None = None
 
 
 def read_root(root: str) -> Root:
@@ -77,9 +85,17 @@ def read_root(root: str) -> Root:
     if not found:
         raise NotFoundError(
             f"no volume lies at {uri}: expected a Precomputed 'info' there, or a pipeline root with one of "
-            f"{', '.join(_ROLES)} in it; run the pipeline first, or give the address of a volume"
+            f"{', '.join(_FOLDERS.get(role, role) for role in _ROLES)} in it; run the pipeline first, or give the "
+            "address of a volume"
         )
-    return Root(uri, tuple(facts for facts, _ in found), _focus(found))
+    layers = [facts for facts, _ in found]
+    somas, of_segments = _somas(uri)
+    if of_segments:
+        layers = [
+            replace(each, properties=(of_segments,)) if each.role == "segmentation" else each
+            for each in layers
+        ]
+    return Root(uri, tuple(layers), _focus(found), somas)
 
 
 _Found = tuple[LayerFacts, "_Sample | None"]
@@ -93,9 +109,28 @@ class _Sample:
     data: Array
 
 
+def _somas(root: str) -> tuple[SomaFacts | None, str]:
+    """Return what is published of somas at a root, and the address of what is known of their neurons."""
+    for uri in (child(root, "somas"), root):
+        objects = open_objects(uri)
+        try:
+            version = read_latest(objects).version
+            ranges = read_ranges(objects, version)
+            if not all(has_annotations(objects, version, shape) for shape in SHAPES):
+                continue
+        except NotFoundError:
+            continue
+        points, ellipsoids = (child(uri, annotations_key(version, shape)) for shape in SHAPES)
+        properties = f"v{version}/properties/segments"
+        return SomaFacts(points, ellipsoids, ranges), child(uri, properties) if objects.exists(
+            f"{properties}/info"
+        ) else ""
+    return None, ""
+
+
 def _read_layers(root: str, objects: Objects) -> Iterator[_Found]:
     for role in _ROLES:
-        uri = child(root, role)
+        uri = child(root, _FOLDERS.get(role, role))
         if role == "image":
             uri = _image_of(objects) or uri
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cloudseg.errors import SpecError
 from cloudseg_viewer.layers import Json, LayerFacts, layer_json
@@ -21,6 +21,8 @@ def viewer_state(
     *,
     title: str,
     focus_nm: tuple[float, float, float] | None = None,
+    annotations: Sequence[Json] = (),
+    properties: Mapping[str, Sequence[str]] | None = None,
 ) -> Json:
     """Return a Neuroglancer state that shows ``layers`` in four panels.
 
@@ -33,6 +35,10 @@ def viewer_state(
         Title of the browser's tab.
     focus_nm
         Where to look; the middle of the first layer when None.
+    annotations
+        Layers of annotations. The view in 3D then shows all of the volume.
+    properties
+        Further tables of segment properties, Neuroglancer's addresses by the name of the layer.
 
     Raises
     ------
@@ -59,8 +65,17 @@ def viewer_state(
         ],
         "crossSectionScale": round(min(extent / _PANEL_PX, _MAX_VOXELS_PER_PX), 4),
         "projectionOrientation": list(_ORIENTATION),
-        "projectionScale": round(min(1.5 * extent, 2 * _MAX_VOXELS_PER_PX * _PANEL_PX), 1),
-        "layers": [layer_json(facts, source=source) for facts, source in layers],
+        "projectionScale": round(
+            1.5 * extent if annotations else min(1.5 * extent, 2 * _MAX_VOXELS_PER_PX * _PANEL_PX), 1
+        ),
+        # Annotations first: Neuroglancer 2.41.2 may lose a layer that it restores before them, on a slow start.
+        "layers": [
+            *annotations,
+            *(
+                layer_json(facts, source=source, properties=(properties or {}).get(facts.name, ()))
+                for facts, source in layers
+            ),
+        ],
         "showSlices": False,
         "layout": "4panel",
     }
