@@ -6,6 +6,7 @@ On a cube from the middle of FIB-25 sample 2 with the published network (or on a
 - without it: the faithful run beside faster ones: steps, seconds, accuracy against the open labels and against the
   faithful run, where fields of view may be centred (half a field of view from the sides);
 - ``--blocks``: the same cube in 2 x 2 x 2 blocks, stitched, against one run, and the table of seams;
+- ``--cascade``: flood filling of what affinities leave uncertain, beside either alone;
 - ``--whole``: the faithful run on the whole volume against the published segmentation: 25,799 steps, two hours of one
   core. ``--state FILE`` keeps it on the way, ``--minutes`` stops there, and objects that are done are compared;
 - ``--first``: the first of these objects, which must be id 1. 1,884 steps, seven minutes.
@@ -20,6 +21,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ from cloudseg.models.published_ffn import read_published_ffn
 from cloudseg.ops.contingency import contingency
 from cloudseg.ops.flood import Canvas, FloodRule, normalised
 from cloudseg.ops.flood_seeds import peak_seeds, with_full_view
-from cloudseg.tasking.steps import Layer, Site
+from cloudseg.tasking.steps import Layer, Site, Stage
 from cloudseg.tasking.task import Context
 from cloudseg.testing.bright_model import bright_package
 from cloudseg.testing.phantom import neurite_phantom
@@ -39,8 +41,11 @@ from cloudseg.testing.runs import print_table, store
 from cloudseg.testing.tiny_model import tiny_description
 from cloudseg.volumes import create_volume, open_objects, open_volume
 from cloudseg.volumes.tables import get_table
-from cloudseg_tasks.ffn import FloodStage
+from cloudseg_tasks.affinities import AffinitiesStage
+from cloudseg_tasks.agglomerate import AgglomerateStage
+from cloudseg_tasks.ffn import CascadeStage, FloodStage
 from cloudseg_tasks.ffn_stitch import FloodStitchStage
+from cloudseg_tasks.supervoxels import SupervoxelsStage
 
 VARIANTS = {
     "faithful": {},
@@ -190,14 +195,7 @@ def blockwise(
         layers = {"image": Layer("image", source, open_volume(source).info)}
         context = Context(open_volume=open_volume, open_objects=open_objects)
         started = time.process_time()
-        for stage in stages:
-            plan = stage.expand(Site(root, layers, open_volume, open_objects))
-            for layer in plan.layers:
-                create_volume(layer.uri, layer.info)
-                layers[layer.name] = layer
-            for step in plan.steps:
-                for task in step.tasks():
-                    task.run(context)
+        run_inline(stages, root, layers, context)
         volume = open_volume(f"{root}/segmentation")
         results[name] = (volume.read(volume.info.bounds), time.process_time() - started, context.counters)
         seams = get_table(open_objects(f"{root}/graph/ffn_stitch"), "seams.parquet")
@@ -223,6 +221,74 @@ def blockwise(
     )
     names = list(seams)
     print_table("seams", names, zip(*(seams[n].tolist() for n in names), strict=True))
+
+
+def cascade(
+    image: np.ndarray, truth: np.ndarray, uri: str, folder: str, *, precision: str, threshold: float
+) -> None:
+    """Print flood filling of what a U-Net is not sure of beside either of them alone."""
+    edge = image.shape[0]
+    source = store(f"file://{folder}/image", image)
+    blocks = {"block_shape": (edge,) * 3, "chunk_shape": (edge // 2,) * 3}
+    grow = {"model": uri, "device": "cpu", "precision": precision, "wave": 8, **blocks}
+    affinities = (AffinitiesStage(model="fib25", device="cpu"), SupervoxelsStage())
+    sure = AgglomerateStage(threshold=threshold)
+    runs = {
+        "affinities alone, at 0.5": ((*affinities, AgglomerateStage()), "segmentation"),
+        f"affinities alone, at {threshold}": ((*affinities, sure), "segmentation"),
+        "flood filling alone": ((FloodStage(**grow),), "objects"),
+        f"cascade on affinities at {threshold}": ((*affinities, sure, CascadeStage(**grow)), "objects"),
+    }
+    half = load_flood_network(uri, device="cpu").fov[0] // 2
+    inner = (slice(half, -half),) * 3
+    rows = []
+    for name, (stages, layer) in runs.items():
+        root = f"file://{folder}/{len(rows)}"
+        layers = {"image": Layer("image", source, open_volume(source).info)}
+        context = Context(open_volume=open_volume, open_objects=open_objects)
+        started = time.process_time()
+        run_inline(stages, root, layers, context)
+        seconds = time.process_time() - started
+        volume = open_volume(layers[layer].uri)
+        labels = volume.read(volume.info.bounds)[inner]
+        rows.append(
+            (
+                name,
+                context.counters.get("steps", 0),
+                f"{seconds:.1f}",
+                len(np.unique(labels[labels > 0])),
+                *scores(labels, truth[inner]),
+                *scores(labels, truth[inner], ignored=(0,)),
+            )
+        )
+        print(rows[-1], flush=True)
+    header = (
+        "method",
+        "steps",
+        "CPU s",
+        "objects",
+        "ARE",
+        "split",
+        "merge",
+        "ARE without 0",
+        "split",
+        "merge",
+    )
+    print_table(f"cascade, {edge}^3, inner {labels.shape[0]}^3, {precision}", header, rows)
+
+
+def run_inline(stages: Sequence[Stage], root: str, layers: dict[str, Layer], context: Context) -> None:
+    """Run all tasks of some stages here; ``layers`` receives what they make."""
+    for stage in stages:
+        plan = stage.expand(Site(root, layers, open_volume, open_objects))
+        for layer in plan.layers:
+            create_volume(layer.uri, layer.info)
+            layers[layer.name] = layer
+        for step in plan.steps:
+            if step.prepare:
+                step.prepare()
+            for task in step.tasks():
+                task.run(context)
 
 
 def whole(data: Path, uri: str, *, state: Path | None, minutes: float, n_objects: int) -> None:
@@ -312,6 +378,8 @@ def main() -> None:
     )
     parser.add_argument("--modes", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--blocks", action="store_true")
+    parser.add_argument("--cascade", action="store_true")
+    parser.add_argument("--threshold", type=float, default=0.8, help="of the affinities in the cascade")
     parser.add_argument("--halo", type=int, default=32)
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--whole", action="store_true")
@@ -332,6 +400,8 @@ def main() -> None:
         image, truth = cube(data, given.edge)
         if given.steps:
             cost_of_steps(image, uri, n_steps=given.steps)
+        elif given.cascade:
+            cascade(image, truth, uri, folder, precision=given.precision, threshold=given.threshold)
         elif given.blocks:
             blockwise(image, truth, uri, folder, precision=given.precision, halo=given.halo)
         else:

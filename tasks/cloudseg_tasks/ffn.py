@@ -400,7 +400,7 @@ class CascadeStage(FloodStage):
     Attributes
     ----------
     given
-        Layer of the other segmentation: best one that merges little, at a low threshold.
+        Layer of the other segmentation: best one that merges little, at a high threshold.
     kept_um3
         Its objects of at least this volume within a subvolume stay.
     join_share

@@ -39,6 +39,12 @@ def test_blocks_are_compared():
     assert "| x | y | z | axis | matched |" in printed
 
 
+def test_a_cascade_is_compared():
+    printed = run("--cascade", "--edge", "40", "--threshold", "0.3")
+    rows = dict(re.findall(r"^\| (flood filling alone|cascade on [^|]*) \| (\d+) \|", printed, re.MULTILINE))
+    assert int(rows["flood filling alone"]) > int(rows["cascade on affinities at 0.3"]) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_the_first_object_is_the_published_one(cloudseg_data):
