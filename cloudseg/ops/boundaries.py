@@ -24,6 +24,7 @@ def boundary_affinities(
     bounds: Box,
     join: Literal["max", "mean"] = "mean",
     threshold: int | None = None,
+    planar: bool = False,
 ) -> npt.NDArray[np.uint8]:
     """Return the nearest-neighbour affinities of a boundary map.
 
@@ -37,6 +38,8 @@ def boundary_affinities(
         Which boundary lies between two voxels: the mean of their values, rounded up, or the greater one.
     threshold
         If given, affinities are 255 where both voxels lie below it, and 0 elsewhere.
+    planar
+        Whether sections stay apart: then links along z are 0.
 
     Returns
     -------
@@ -52,7 +55,7 @@ def boundary_affinities(
     inner = core.slices_in(outer)
     out = np.zeros((3, *core.shape), np.uint8, order="F")
     here: npt.NDArray[np.uint8] = boundaries[inner]
-    for axis in range(3):
+    for axis in range(2 if planar else 3):
         reach = list(inner)
         at: list[slice] = [slice(None)] * 3
         if core.start[axis] == bounds.start[axis]:  # the first plane has no lower neighbour

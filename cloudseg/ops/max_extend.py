@@ -169,15 +169,15 @@ def links(overlaps: SectionOverlaps, rule: LinkRule) -> tuple[Ids, Ids]:
     size = overlaps.n[first]
     n_a, n_b = size[np.searchsorted(ids, overlaps.a)], size[np.searchsorted(ids, overlaps.b)]
     shared, smaller = overlaps.shared, np.minimum(n_a, n_b)
-    best_of_a = _is_best(overlaps.a, overlaps.b, shared)
-    best_of_b = _is_best(overlaps.b, overlaps.a, shared)
+    best_of_a = is_best(overlaps.a, overlaps.b, shared)
+    best_of_b = is_best(overlaps.b, overlaps.a, shared)
     enough = (shared >= rule.min_iou * (n_a + n_b - shared)) | (shared >= rule.min_overlap * smaller)
     linked = best_of_a & best_of_b & enough
     linked |= (best_of_a ^ best_of_b) & (shared >= rule.branch_overlap * smaller)
     return overlaps.a[linked], overlaps.b[linked]
 
 
-def _is_best(of: Ids, other: Ids, shared: Counts) -> npt.NDArray[np.bool_]:
+def is_best(of: Ids, other: Ids, shared: Counts) -> npt.NDArray[np.bool_]:
     """Return, for each pair, whether no other pair of ``of`` shares more (or as much, with a smaller id)."""
     order = np.lexsort((other, -shared, of))
     first = np.ones(len(of), np.bool_)

@@ -23,6 +23,7 @@ from cloudseg.ops.colours import decode, n_digits, paint, random_codes
 from cloudseg.ops.remap import remap
 from cloudseg.ops.union_find import components
 
+_LEAST_MIDDLE_PX = 8
 Ids = npt.NDArray[np.uint64]
 Predict = Callable[[int, int, npt.NDArray[np.int8]], npt.NDArray[np.float32]]
 """From section z, to section z, and ``(k, x, y)`` colours (-1: none), to ``(k, l + 1, x, y)`` log-probabilities."""
@@ -46,6 +47,10 @@ class TrackRule:
         An object ends where its area falls below this share of the area before.
     explained
         A segment of which the tracks explain less than this share begins a new object.
+    vote
+        A segment that is explained goes as a whole to the track with at least this share of its explained pixels, one
+        that is not begins anew as a whole; asked are pixels away from its border. 0: pixels decide alone.
+        Project-defined.
     join
         Two tracks of one direction that never lie in one section are joined if a track of the other direction covers
         at least this share of a section's piece of both, and they cover as much of its pieces.
@@ -60,6 +65,7 @@ class TrackRule:
     min_area_px: int = 20
     collapse: float = 0.1
     explained: float = 0.5
+    vote: float = 0.0
     join: float = 0.5
     seed: int = 0
 
@@ -175,6 +181,8 @@ def _step(now: Ids, segments: Ids, *, z: int, following: int, predict: Predict, 
                 f"the network must return {(k, rule.n_colours + 1, *now.shape)} log-probabilities, got {log_p.shape}"
             )
         found = decode(log_p, codes, places, cell=rule.cell, min_posterior=rule.min_posterior)
+        if rule.vote > 0:
+            found = voted(found, segments, vote=rule.vote, explained=rule.explained)
         area = np.bincount(places.ravel(), minlength=len(names) + 1)
         left = np.bincount(found.ravel(), minlength=len(names) + 1)
         goes_on = (left >= rule.min_area_px) & (left >= rule.collapse * area)
@@ -182,6 +190,49 @@ def _step(now: Ids, segments: Ids, *, z: int, following: int, predict: Predict, 
         rows = np.concatenate([np.zeros(1, np.uint64), names])
         after = np.where(goes_on[found], rows[found], np.uint64(0))
     return _with_new(after, segments, rule=rule)
+
+
+def voted(
+    found: npt.NDArray[np.int32], segments: Ids, *, vote: float, explained: float
+) -> npt.NDArray[np.int32]:
+    """Return tracks of a section with whole segments for those on which their pixels agree.
+
+    Parameters
+    ----------
+    found
+        ``(x, y)``: the track of each pixel, from 1; 0 is none.
+    segments
+        ``(x, y)`` segments of the section; 0 is boundary, where nothing changes.
+    vote, explained
+        See :class:`TrackRule`.
+    """
+    ids, place = np.unique(segments, return_inverse=True)
+    place = place.reshape(segments.shape)
+    middle = _middle(segments)
+    enough = np.bincount(place[middle], minlength=len(ids)) >= _LEAST_MIDDLE_PX
+    asked = middle | ~enough[place]
+    n_tracks = int(found.max()) + 1
+    pairs, n = np.unique(place[asked].astype(np.int64) * n_tracks + found[asked], return_counts=True)
+    segment, name = pairs // n_tracks, pairs % n_tracks
+    size = np.bincount(segment, n, minlength=len(ids))
+    labelled = np.bincount(segment[name > 0], n[name > 0], minlength=len(ids))
+    # The smallest name wins where two have as many pixels.
+    order = np.lexsort((name, -n, segment))
+    order = order[name[order] > 0]
+    winners, first = np.unique(segment[order], return_index=True)
+    best, of_best = np.zeros(len(ids), np.int32), np.zeros(len(ids))
+    best[winners], of_best[winners] = name[order][first], n[order][first]
+    is_explained = labelled >= np.where(enough, explained, explained / 2) * size
+    whole = is_explained & (of_best >= vote * labelled) & (ids > 0)
+    none = ~is_explained & (ids > 0)
+    return np.where(whole[place], best[place], np.where(none[place], 0, found)).astype(np.int32)
+
+
+def _middle(segments: Ids) -> npt.NDArray[np.bool_]:
+    """Return the pixels that are more than two pixels away from any other segment."""
+    lowest = ndimage.minimum_filter(segments, 5, mode="nearest")
+    highest = ndimage.maximum_filter(segments, 5, mode="nearest")
+    return np.asarray(lowest == highest)
 
 
 def _with_new(after: Ids, segments: Ids, *, rule: TrackRule) -> Ids:

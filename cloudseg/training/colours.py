@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from cloudseg.errors import ConflictError, SpecError
@@ -52,8 +52,10 @@ class TrackerTraining(FrozenModel):
         Of the images.
     patch_px
         Edges of a patch within a section.
-    forget
-        Share of the objects that lose their colour.
+    forget, stain, stain_px
+        Share of the objects that lose their colour; how many faults a patch of colours has, on average, and the
+        largest radius of one. A fault is a disc that a neighbour, or nothing, has taken: the network learns to mend
+        what the tracks got wrong.
     schedule, augmentation, sampling
         As in any training file.
     volume, validation
@@ -72,6 +74,8 @@ class TrackerTraining(FrozenModel):
     normalisation: Normalisation
     patch_px: tuple[PositiveInt, PositiveInt] = (128, 128)
     forget: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    stain: NonNegativeFloat = 0.0
+    stain_px: PositiveInt = 8
     schedule: LoopOptions
     augmentation: Augmentation = Field(default_factory=lambda: ElectronAugmentation(missing_section=0.0))
     sampling: SamplingSettings = SamplingSettings()
@@ -123,13 +127,15 @@ class ColourSampler(Sampler):
     ----------
     n_colours, around
         See :class:`cloudseg.models.tracker.TrackerArguments`.
-    forget
-        Share of the objects that lose their colour.
+    forget, stain, stain_px
+        See :class:`TrackerTraining`.
     """
 
     n_colours: int = 4
     around: int = 0
     forget: float = 0.1
+    stain: float = 0.0
+    stain_px: int = 8
 
     def draw(self, rng: np.random.Generator) -> Sample:
         """Return one random example: ``(n_in, x, y, 1)`` grey levels and colours, ``(n_out, x, y, 1)`` colours."""
@@ -148,14 +154,15 @@ class ColourSampler(Sampler):
     def _coloured(self, sample: Sample, rng: np.random.Generator) -> Sample:
         image, ids = sample.image[0], sample.targets[0]
         before, after = self.around, self.around + 1
-        coloured = recolour(ids[:, :, before], ids[:, :, after], rng, self.n_colours, self.forget)
+        first, second = recolour(ids[:, :, before], ids[:, :, after], rng, self.n_colours, self.forget)
+        first = stained(first, rng, n=rng.poisson(self.stain), largest_px=self.stain_px)
         grey = np.moveaxis(image[:, :, order_of(before, after, around=self.around)], -1, 0)
         colours = np.arange(self.n_colours)[:, None, None]
         # Where no colour continues the target is the last channel.
-        wanted = np.where(coloured[1] < 0, self.n_colours, coloured[1])
+        wanted = np.where(second < 0, self.n_colours, second)
         known = np.broadcast_to(sample.known[0][:, :, after], (self.n_colours + 1, *wanted.shape))
         return Sample(
-            np.concatenate([grey, coloured[0] == colours])[..., None].astype(np.float32),
+            np.concatenate([grey, first == colours])[..., None].astype(np.float32),
             (wanted == np.arange(self.n_colours + 1)[:, None, None])[..., None],
             np.ascontiguousarray(known)[..., None],
             sample.where,
@@ -186,6 +193,31 @@ def recolour(
         seen &= ~boundary_of(ids[:, :, None], mode="thick", planar=True)[:, :, 0]
         painted.append(np.where(seen, colour[place] if len(names) else -1, -1))
     return painted[0], painted[1]
+
+
+def stained(
+    colours: np.ndarray[Any, Any], rng: np.random.Generator, *, n: int, largest_px: int
+) -> np.ndarray[Any, Any]:
+    """Return ``(x, y)`` colours with ``n`` discs that have the colour of their centre, or none.
+
+    Parameters
+    ----------
+    colours
+        -1: none.
+    rng, n, largest_px
+        Where chance comes from; how many discs; the largest radius.
+    """
+    out = colours.copy()
+    for _ in range(n):
+        x, y = (int(rng.integers(edge)) for edge in colours.shape)
+        radius = rng.uniform(1.0, largest_px)
+        reach = int(radius)
+        low = (max(x - reach, 0), max(y - reach, 0))
+        part = out[low[0] : x + reach + 1, low[1] : y + reach + 1]
+        i, j = np.ogrid[: part.shape[0], : part.shape[1]]
+        disc = (i + low[0] - x) ** 2 + (j + low[1] - y) ** 2 <= radius**2
+        part[disc] = -1 if rng.random() < 0.3 else colours[x, y]
+    return out
 
 
 @dataclass(frozen=True)
@@ -229,6 +261,8 @@ def make_colour_sampler(config: TrackerTraining, blocks: list[LabelledBlock]) ->
         n_colours=config.tracker.n_colours,
         around=config.tracker.around,
         forget=config.forget,
+        stain=config.stain,
+        stain_px=config.stain_px,
     )
 
 

@@ -27,6 +27,7 @@ class BoundaryAffinitiesTask(BlockTask):
     affinities_uri: str
     join: Literal["max", "mean"] = "mean"
     threshold: Annotated[int, Field(ge=1, le=255)] | None = None
+    planar: bool = False
 
     def run(self, ctx: Context) -> None:
         """Read the block and one voxel further down, compare neighbours, write."""
@@ -38,7 +39,12 @@ class BoundaryAffinitiesTask(BlockTask):
             boundaries = source.read(self.core.with_lower_neighbours(bounds=bounds))
         with ctx.step("compute"):
             affinities = boundary_affinities(
-                boundaries, core=self.core, bounds=bounds, join=self.join, threshold=self.threshold
+                boundaries,
+                core=self.core,
+                bounds=bounds,
+                join=self.join,
+                threshold=self.threshold,
+                planar=self.planar,
             )
         with ctx.step("write"):
             ctx.open_volume(self.affinities_uri).write(self.core, affinities)
@@ -62,6 +68,8 @@ class BoundaryAffinitiesStage(LabelsStage):
         as strong as it is, and gives slopes of wide ones to either side.
     threshold
         Boundary, 0..1, from which on nothing is linked; below it all is. None: affinities are graded.
+    planar
+        Whether sections stay apart: then supervoxels and agglomeration give segments of single sections.
     block_shape, chunk_shape
         Voxels per task, whole chunks; the result does not depend on it. Chunks of the output.
     """
@@ -70,6 +78,7 @@ class BoundaryAffinitiesStage(LabelsStage):
     layer: str = "boundaries"
     join: Literal["max", "mean"] = "mean"
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    planar: bool = False
 
     def expand(self, site: Site) -> StagePlan:
         """Plan one task per block."""
@@ -102,6 +111,7 @@ class BoundaryAffinitiesStage(LabelsStage):
                     affinities_uri=output.uri,
                     join=self.join,
                     threshold=threshold,
+                    planar=self.planar,
                 )
 
         n_voxels = grid_box(bounds, self.block_shape, (0, 0, 0)).n_voxels

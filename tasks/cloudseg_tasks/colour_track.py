@@ -72,6 +72,23 @@ class TrackOptions(FrozenModel):
     seed: NonNegativeInt = 0
 
 
+class VoteOptions(FrozenModel):
+    """What whole segments of sections have to say. Project-defined; 0 leaves it to the pixels.
+
+    Attributes
+    ----------
+    vote
+        A segment goes as a whole to the track with at least this share of its explained pixels; one that is too little
+        explained begins anew as a whole.
+    branch
+        Objects are whole segments: those that are each other's largest overlap, unless the tracks of both directions
+        deny it, and those on which the tracks of both directions agree that share this part of the smaller one.
+    """
+
+    vote: Share = 0.0
+    branch: Share = 0.0
+
+
 class ColourTrackTask(BlockTask):
     """Follow the objects of one slab."""
 
@@ -85,12 +102,14 @@ class ColourTrackTask(BlockTask):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     missing: tuple[int, ...] = ()
+    votes: VoteOptions = VoteOptions()
 
     def run(self, ctx: Context) -> None:
         """Read the slab and the section after it, track both ways, write the slab and that section."""
         from cloudseg.models.predict import use_one_thread
         from cloudseg.models.tracker import load_tracker, order_of
-        from cloudseg.ops.tracking import TrackRule, both_ways, filled
+        from cloudseg.ops.track_links import borne_out
+        from cloudseg.ops.tracking import TrackRule, filled, joined, track
 
         image, options = ctx.open_volume(self.image_uri), self.options
         bounds = image.info.bounds
@@ -117,10 +136,18 @@ class ColourTrackTask(BlockTask):
 
         rule = TrackRule(
             n_colours=arguments.n_colours,
+            vote=self.votes.vote,
             **{name: getattr(options, name) for name in TrackOptions.model_fields if name != "fill_px"},
         )
         with ctx.step("compute"):
-            tracks = both_ways(segments, sections=[z - low for z in present], predict=predict, rule=rule)
+            sections = [z - low for z in present]
+            up = track(segments, sections=sections, predict=predict, rule=rule)
+            down = track(segments, sections=sections[::-1], predict=predict, rule=rule)
+            if self.votes.branch > 0:
+                empty = set(range(segments.shape[2])) - set(sections)
+                tracks = borne_out(segments, up=up, down=down, branch=self.votes.branch, missing=empty)
+            else:
+                tracks = joined(up, down, rule=rule)
             tracks = filled(tracks, reach=options.fill_px)
         with ctx.step("write"):
             own = np.asfortranarray(tracks[:, :, : self.core.shape[2]])
@@ -220,6 +247,8 @@ class ColourTrackStage(TrackOptions, Stage):
         The image, uint8. The segments: uint64, each id in one section.
     model
         Folder or address of a tracking network; ``cloudseg train`` with a ``[tracker]`` table makes it.
+    vote, branch
+        See :class:`VoteOptions`; 0: pixels alone decide, as in the publication.
     seam
         Tracks of two slabs are one if they are each other's largest overlap in the section that both followed, and
         share at least so much of their union.
@@ -237,6 +266,8 @@ class ColourTrackStage(TrackOptions, Stage):
     image: str = "image"
     layer: str = "supervoxels"
     model: str
+    vote: Share = 0.5
+    branch: Share = 0.8
     seam: Share = 0.3
     missing_sections: tuple[int, ...] = ()
     sections_per_block: PositiveInt = 64
@@ -291,6 +322,7 @@ class ColourTrackStage(TrackOptions, Stage):
                     device=self.device,
                     precision=self.precision,
                     missing=missing,
+                    votes=VoteOptions(vote=self.vote, branch=self.branch),
                 )
 
         def seams() -> Iterator[Task]:

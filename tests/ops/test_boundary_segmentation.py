@@ -116,6 +116,9 @@ def test_affinities_and_basins_do_not_depend_on_the_blocks(shape, block, seed):
     b = np.asfortranarray(np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8))
     bounds = Box.of_shape(shape, at=(3, -2, 5))
     whole = boundary_affinities(b, core=bounds, bounds=bounds)
+    flat = boundary_affinities(b, core=bounds, bounds=bounds, planar=True)
+    np.testing.assert_array_equal(flat[:2], whole[:2])
+    assert not flat[2].any()
     labels = supervoxels(whole, core=bounds, bounds=bounds, t_low=1, t_high=255).labels
     one = basins(labels, b, core=bounds, bounds=bounds)
     parts = []

@@ -19,7 +19,8 @@ from cloudseg.models.tracker import (
     order_of,
     save_tracker,
 )
-from cloudseg.ops.tracking import TrackRule, both_ways, filled
+from cloudseg.ops.track_links import borne_out
+from cloudseg.ops.tracking import TrackRule, filled, joined, track
 from cloudseg.tasking.steps import Layer, Site
 from cloudseg.tasking.task import Context
 from cloudseg.volumes import VolumeInfo, clear_memory, create_volume, open_objects, open_volume
@@ -28,6 +29,7 @@ from cloudseg_tasks.registry import load_task
 
 BOUNDS = Box.of_shape((40, 36, 12), at=(5, -3, 100))
 OPTIONS = {"cell": 8, "min_area_px": 5, "fill_px": 2, "precision": "float32", "device": "cpu"}
+PIXELS = {"vote": 0.0, "branch": 0.0}
 
 
 @pytest.fixture
@@ -115,8 +117,10 @@ def run(stage, layers, root, *, seed=0, repeat=1):
     return open_volume(f"{root}/segmentation").read(BOUNDS), counters
 
 
-@pytest.mark.parametrize("missing", [(), (104, 107)])
-def test_one_slab_is_one_call_and_several_give_whole_objects(root, missing):
+@pytest.mark.parametrize(
+    ("missing", "votes"), [((), PIXELS), ((104, 107), PIXELS), ((104, 107), {"vote": 0.5, "branch": 0.8})]
+)
+def test_one_slab_is_one_call_and_several_give_whole_objects(root, missing, votes):
     image, truth = tissue()
     segments = in_sections(truth)
     layers, uri = layers_of(root, image, segments), model(f"{root}/model")
@@ -126,14 +130,20 @@ def test_one_slab_is_one_call_and_several_give_whole_objects(root, missing):
         return tracker.predict(image[:, :, order_of(z, following, around=0)], colours)
 
     present = [z for z in range(12) if z + 100 not in missing]
-    rule = TrackRule(cell=8, min_area_px=5)
-    expected = filled(both_ways(segments, sections=present, predict=predict, rule=rule), reach=2)
+    rule = TrackRule(cell=8, min_area_px=5, vote=votes["vote"])
+    ways = [track(segments, sections=order, predict=predict, rule=rule) for order in (present, present[::-1])]
+    if votes["branch"]:
+        empty = [z - 100 for z in missing]
+        linked = borne_out(segments, up=ways[0], down=ways[1], branch=votes["branch"], missing=empty)
+    else:
+        linked = joined(*ways, rule=rule)
+    expected = filled(linked, reach=2)
     shown = [z for z in present if (truth[:, :, z] > 0).any()]
     for z in shown:  # the network made by hand follows every disc
         for label in range(1, 7):
             names = np.unique(expected[:, :, z][truth[:, :, z] == label])
             assert set(names.tolist()) - {0} == {label + 100}
-    stage = ColourTrackStage(model=uri, missing_sections=missing, chunk_shape=(40, 36, 4), **OPTIONS)
+    stage = ColourTrackStage(model=uri, missing_sections=missing, chunk_shape=(40, 36, 4), **OPTIONS, **votes)
     whole = stage.model_copy(update={"sections_per_block": 12})
     got, counters = run(whole, layers, f"{root}/whole")
     np.testing.assert_array_equal(got, expected)

@@ -13,7 +13,7 @@ from cloudseg.errors import ConflictError, ModelError, SpecError
 from cloudseg.geometry import Box
 from cloudseg.models.tracker import Tracker, load_tracker, load_tracker_spec, order_of
 from cloudseg.ops.tracking import TrackRule, track
-from cloudseg.training.colours import load_tracker_training, make_colour_sampler, recolour
+from cloudseg.training.colours import load_tracker_training, make_colour_sampler, recolour, stained
 from cloudseg.training.sampling import LabelledBlock
 from cloudseg.volumes import VolumeInfo, create_volume
 
@@ -81,6 +81,21 @@ def test_an_object_has_one_colour_in_both_sections():
     a, _ = recolour(touching, touching, np.random.default_rng(0), 4, 0.0)
     assert (a[2:4] == -1).all()
     assert (a[[0, 1, 4, 5]] >= 0).all()
+
+
+def test_faults_are_discs_of_the_colour_of_their_middle_or_none():
+    colours = np.repeat([0, 3], 20)[:, None].repeat(30, 1)
+    np.testing.assert_array_equal(stained(colours, np.random.default_rng(0), n=0, largest_px=5), colours)
+    kinds = set()
+    for seed in range(200):
+        wrong = stained(colours, np.random.default_rng(seed), n=1, largest_px=5) != colours
+        x, y = np.nonzero(wrong)
+        if len(x):
+            assert max(np.ptp(x), np.ptp(y)) <= 10
+            new = set(stained(colours, np.random.default_rng(seed), n=1, largest_px=5)[wrong].tolist())
+            assert len(new) == 1
+            kinds |= new
+    assert kinds == {-1, 0, 3}
 
 
 def test_examples_are_what_the_network_is_asked_later(tmp_path):
