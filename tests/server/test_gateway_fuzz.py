@@ -159,7 +159,7 @@ def test_nothing_gets_out_and_nothing_breaks(server, method, path, headers):
         assert len(body) < 2000 or method == "HEAD"
 
 
-def test_some_of_it_was_there(server, record_property):
-    record_property("answers", seen)
+def test_some_of_it_was_there(server):
+    print("answers by status:", seen)  # `pytest -rP` shows it
     assert sum(seen.get(status, 0) for status in (200, 206)) >= 3, seen
     assert seen.get(404, 0) > 10, seen

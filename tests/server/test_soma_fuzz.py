@@ -113,6 +113,7 @@ def connection(app):
 
 
 def answered(connection, method, path, body=None):
+    connection.close()  # one that was idle for some seconds the server closes, which is no answer to this request
     connection.request(method, path, body=body, headers={"Content-Type": "application/json"})
     response = connection.getresponse()
     return response.status, response.read()
@@ -136,8 +137,8 @@ def test_any_question_has_an_answer(connection, question):
         assert not any(word in words.lower() for word in ("duckdb", "binder error", "parser error"))
 
 
-def test_the_questions_come_through(connection, record_property):
-    record_property("answers", seen)
+def test_the_questions_come_through(connection):
+    print("answers by status:", seen)  # `pytest -rP` shows it
     assert seen.get(200, 0) > 3, seen
     assert seen.get(422, 0) > 3, seen
 
@@ -164,7 +165,7 @@ def test_no_path_leads_out(connection, path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of schemathesis' own, on what it cannot generate
-def test_the_description_is_kept(app, record_property):
+def test_the_description_is_kept(app):
     """What ``/openapi.json`` says comes true: no failure, no undocumented status, no body of another shape."""
     with running(app) as url:
         document = copy.deepcopy(app._app.openapi())
@@ -192,5 +193,5 @@ def test_the_description_is_kept(app, record_property):
 
             if operation.path.startswith("/v1"):
                 call()
-        record_property("calls", n_called)
+        print("calls:", n_called)
         assert n_called > 100
