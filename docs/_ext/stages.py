@@ -40,8 +40,8 @@ GROUPS = {
     ),
     "Thresholds": ("threshold", "morphology", "components", "classify"),
     "Section to section": ("max_extend", "colour_track"),
-    "Flood filling": ("ffn", "ffn_stitch", "consensus"),
-    "Somas": (),
+    "Flood filling": ("consensus",),
+    "Somas": ("tissue",),
     "Products": ("downsample", "meshes", "skeletons", "statistics"),
 }
 
@@ -51,7 +51,8 @@ def group_of(kind: str) -> str:
     for title, kinds in GROUPS.items():
         if kind in kinds:
             return title
-    return "Somas" if kind.startswith("soma_") else "Others"
+    prefixes = {"soma_": "Somas", "ffn": "Flood filling"}
+    return next((title for prefix, title in prefixes.items() if kind.startswith(prefix)), "Others")
 
 
 def meanings(cls: type) -> dict[str, str]:
@@ -69,7 +70,13 @@ def meanings(cls: type) -> dict[str, str]:
             elif inside and line.strip():
                 for name in names:
                     found[name] = f"{found[name]} {line.strip()}".strip()
-    return {name: text.replace("``", "`") for name, text in found.items()}
+    return {name: as_markdown(text) for name, text in found.items()}
+
+
+def as_markdown(text: str) -> str:
+    """Turn a docstring's markup into that of a page: code, and names of ours as links."""
+    text = re.sub(r":(func|class|mod|meth):`(~?cloudseg[\w.]+)`", r"{py:\1}`\2`", text.replace("``", "`"))
+    return re.sub(r"(?<!})(?<!py):\w+:`~?([\w.]+)`", r"`\1`", text)
 
 
 def type_text(annotation: Any, field: FieldInfo | None = None) -> str:
@@ -169,8 +176,7 @@ def prose(docstring: str) -> str:
         if re.fullmatch(r"-{3,}", line):
             lines = lines[: n - 1]
             break
-    text = "\n".join(lines).strip().replace("``", "`")
-    return re.sub(r":\w+:`~?(?:[\w.]+\.)?([\w]+)`", r"`\1`", text)
+    return as_markdown("\n".join(lines).strip())
 
 
 def describe(title: str, cls: type[BaseModel], *, level: str, skip: tuple[str, ...] = ()) -> list[str]:
@@ -207,6 +213,7 @@ def make_pages(app: Sphinx) -> None:
             index += [f"## {title}", "", "| kind | does |", "|---|---|"]
             for kind in kinds:
                 first = " ".join(prose(stage_class(kind).__doc__ or "").split("\n\n")[0].split())
+                first = first.partition(". ")[0].removesuffix(".") + "."
                 index.append(f"| [`{kind}`]({kind}.md) | {first} |")
             index += ["", "```{toctree}", ":hidden:", "", *kinds, "```", ""]
     put(folder / "index.md", "\n".join(index))

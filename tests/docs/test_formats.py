@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import re
 
@@ -11,6 +12,7 @@ from pages import Block, blocks_of
 
 from cloudseg.models.package import ModelSpec, load_spec
 from cloudseg.pipelines.provenance import Provenance
+from cloudseg.server.access import Access, TokenFile
 from cloudseg.somas.annotations import RELATIONSHIPS, SHAPES
 from cloudseg.tasking.envelope import Envelope, parse_message
 from cloudseg.tasking.file_queue import FOLDERS, FileQueue
@@ -85,6 +87,10 @@ def test_names_of_mounts_are_made_as_the_page_says(page):
     digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
     assert mount_name(uri) == f"segmentation-v2-{digest}"
     assert "first 8 hexadecimal digits of the SHA-256" in page("links")
+    secret = "s" * 43
+    access = Access(TokenFile(secret=secret, tokens=()))
+    mark = hmac.new(secret.encode(), b"run-12345678", hashlib.sha256).hexdigest()[:32]
+    assert access.capability("run-12345678") == f"run-12345678.{mark}"
 
 
 def test_a_block_that_is_no_receipt_is_noticed():
