@@ -36,7 +36,7 @@ WIDTHS_UM = (2, 4, 8, 16, 32, 64, 128)
 """A picture shows the least of these that leaves a margin round the soma: few scales are to be learnt."""
 
 _MARGIN = 1.35
-_BYTES_EACH = 16_000
+_BYTES_EACH = 18_000
 _SHARD_BYTES = 8 << 20
 _PLANES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
 """Axes along columns and rows of each plane, and the one across it: xy, xz, yz."""
@@ -57,6 +57,11 @@ def thumbnails_key(version: int) -> str:
 def thumbnail_sharding(catalog: Catalog) -> Sharding:
     """Return how the thumbnails of a version are spread over objects: it follows from their number."""
     return hashed_sharding(catalog.n_somas, catalog.n_somas * _BYTES_EACH, target_bytes=_SHARD_BYTES)
+
+
+def has_thumbnails(objects: Objects, version: int) -> bool:
+    """Whether the thumbnails of a version are there, and whole."""
+    return objects.exists(f"{thumbnails_key(version)}/info")
 
 
 def read_thumbnail(objects: Objects, soma_id: int, *, version: int) -> bytes:

@@ -19,7 +19,7 @@ from cloudseg.volumes.protocol import Volume
 
 # The table, a shard of pictures, three planes of image and mask with the chunks that they lie in.
 _TASK_BYTES = 900_000_000
-_BYTES_EACH = 16_000
+_BYTES_EACH = 18_000
 # Somas in a tissue that is full of them: balls of 5 um.
 _MOST_SOMAS_PER_UM3 = 1 / 500
 
