@@ -266,6 +266,8 @@ def test_private_data_is_reached_as_asked(through, server, source):
     root = "gs://bucket/run"
     link = build_link(root, [facts(uri=f"{root}/image")], server=server, through=through)
     assert link.state["layers"][0]["source"] == source + "|neuroglancer-precomputed:"
+    logs_in = "auth" in through
+    assert link.url.startswith(PUBLIC_CLIENT if logs_in else f"{server}/v/0/"), "ours has no logins"
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,8 @@ def build_link(
         ),
         properties={facts.name: [source(uri) for uri in facts.properties] for facts in layers},
     )
-    client = PUBLIC_CLIENT if server is None else server + CLIENT_PATH
+    # The client that our server brings is built for Python, and has no logins of its own.
+    client = PUBLIC_CLIENT if server is None or through == MIDDLEAUTH else server + CLIENT_PATH
     return Link(url=client + "#!" + state_fragment(state), state=state, server=server)
 
 
