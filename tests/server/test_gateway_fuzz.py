@@ -114,7 +114,9 @@ steps = st.sampled_from([*STEPS, "", "x" * 300]) | noise
 paths = st.sampled_from(["info", "vol/chunk", "vol/packed", "vol/empty", "a%252e%252eb"]).map(
     "/data/d/".__add__
 ) | st.tuples(
-    st.sampled_from(["/data/d/", "/data/d/", "/data/d/", "/data/", "/data/d/../", "/v/0/", "/", "//data/d/"]),
+    st.sampled_from(
+        ["/data/d/", "/data/d/", "/data/d/", "/data/", "/data/d/../", "/v/0/", "/page/", "/", "//data/d/"]
+    ),
     st.lists(steps, max_size=6).map("/".join),
 ).map("".join)
 values = st.sampled_from([*VALUES, "", '"' + "f" * 64 + '"']) | noise
