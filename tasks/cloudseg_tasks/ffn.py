@@ -476,7 +476,8 @@ def _growth(canvas: Any, image: npt.NDArray[Any]) -> bytes:
         steps[label] = n
     begun = np.cumsum(steps) - steps
     ids = np.maximum(canvas.segments, 0)
-    z = int(np.argmax((ids > 0).sum(axis=(0, 1))))
+    # The most objects, and of equal sections the one where they fill most.
+    z = max(range(ids.shape[2]), key=lambda k: (len(np.unique(ids[:, :, k])), np.count_nonzero(ids[:, :, k])))
     section = ids[:, :, z]
     when = begun[section] + canvas.age[:, :, z]
     grey = grey_picture(image[:, :, z], low=float(image[:, :, z].min()), high=float(image[:, :, z].max()))

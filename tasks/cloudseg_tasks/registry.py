@@ -68,6 +68,7 @@ KINDS: dict[str, str] = {
     "section_rename/1": "cloudseg_tasks.max_extend:SectionRenameTask",
     "ffn/1": "cloudseg_tasks.ffn:FloodTask",
     "ffn_cascade/1": "cloudseg_tasks.ffn:CascadeTask",
+    "ffn_report/1": "cloudseg_tasks.ffn_report:FloodReportTask",
     "ffn_overlaps/1": "cloudseg_tasks.ffn_stitch:FloodOverlapsTask",
     "ffn_names/1": "cloudseg_tasks.ffn_stitch:FloodNamesTask",
     "ffn_rename/1": "cloudseg_tasks.ffn_stitch:FloodRenameTask",

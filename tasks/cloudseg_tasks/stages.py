@@ -33,6 +33,7 @@ STAGES: dict[str, str] = {
     "max_extend": "cloudseg_tasks.max_extend:MaxExtendStage",
     "ffn": "cloudseg_tasks.ffn:FloodStage",
     "ffn_cascade": "cloudseg_tasks.ffn:CascadeStage",
+    "ffn_report": "cloudseg_tasks.ffn_report:FloodReportStage",
     "ffn_stitch": "cloudseg_tasks.ffn_stitch:FloodStitchStage",
     "consensus": "cloudseg_tasks.ffn_consensus:ConsensusStage",
     "soma_patches": "cloudseg_tasks.soma_patches:SomaPatchesStage",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from cloudseg.volumes import VolumeInfo, clear_memory, create_volume, open_objec
 from cloudseg.volumes.tables import get_table
 from cloudseg_tasks.ffn import CascadeStage, FloodStage
 from cloudseg_tasks.ffn_consensus import ConsensusStage
+from cloudseg_tasks.ffn_report import FloodReportStage
 from cloudseg_tasks.ffn_stitch import FloodStitchStage
 
 SHAPE = (40, 34, 20)
@@ -229,6 +232,32 @@ def test_what_cannot_work_is_refused_before_anything_is_written(root):
         expand(stitch(block_shape=(20, 34, 20), margin_nm=56), objects=objects)
     with pytest.raises(SpecError, match="needs objects: a segmentation of uint64"):
         expand(stitch(layer="image"))
+
+
+def test_the_page_shows_how_objects_grew_and_the_worst_seams_first(root):
+    image, model = rods(), bright_package(f"{root}/model")
+    layers = {"image": put(image, f"{root}/image")}
+    common = {"block_shape": (20, 17, 20)}
+    run_stages([flood(model, **common), stitch(**common), FloodReportStage(n_pictures=3)], layers, root)
+    page = open_objects(f"{root}/graph/ffn_report").get("report.html").decode()
+    tables = [
+        get_table(open_objects(f"{root}/graph/ffn"), f"objects/{name}.parquet")
+        for name in ("5_-3_100", "25_-3_100", "5_14_100", "25_14_100")
+    ]
+    n_steps = sum(int(t["steps"].sum()) for t in tables)
+    n_objects = sum(len(t["id"]) for t in tables)
+    assert f"4 blocks of 20 x 17 x 20; {n_objects} objects before they were joined; {n_steps:,} steps" in page
+    pictures = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", page)]
+    assert len(pictures) == 3
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    shares = [float(cell) for cell in re.findall(r"<td>([\d.]+)%</td></tr>", page)]
+    assert shares == sorted(shares)
+    assert len(shares) == 4
+    run_stages([flood(model, name="one"), FloodReportStage(flood="one", name="two")], layers, f"{root}/one")
+    assert "There are none" in open_objects(f"{root}/one/graph/two").get("report.html").decode()
+    site = Site(root, layers | {"objects": layers["image"]}, open_volume, open_objects)
+    with pytest.raises(SpecError, match="give the stage and the layer that belong together"):
+        FloodReportStage().expand(site)
 
 
 # -- the cascade
