@@ -71,6 +71,7 @@ def serve(
     from cloudseg.server.access import Access, read_tokens
     from cloudseg.server.app import base_url, create_app, listen, run
     from cloudseg.server.datasets import Datasets
+    from cloudseg.server.page import PAGE_PATH
     from cloudseg_viewer.links import DATA_PATH, DEFAULT_PORT, build_link, mounts
 
     logging.basicConfig(format="%(levelname)s %(message)s")
@@ -91,22 +92,31 @@ def serve(
     for root in found:
         own = mounts(root.uri, root.layers)
         wanted.update({mount.name: mount for mount in own})
-        url = build_link(root.uri, root.layers, server=base, focus_nm=root.focus_nm).url
+        url = build_link(root.uri, root.layers, server=base, focus_nm=root.focus_nm, somas=root.somas).url
         for mount in own:
             url = url.replace(f"{DATA_PATH}{mount.name}", f"{DATA_PATH}{access.capability(mount.name)}")
         links[root.uri] = url
-    app = create_app(list(wanted.values()), links=links, datasets=datasets, access=access, origins=origins)
+    app = create_app(
+        list(wanted.values()),
+        links=links,
+        datasets=datasets,
+        access=access,
+        origins=origins,
+        runs=roots,
+    )
     for uri, url in links.items():
         click.echo(f"{uri}\n  {url}")
     for dataset in datasets.all().values():
         click.echo(f'{dataset.objects.uri}\n  Somas("{base}", dataset="{dataset.name}")')
+        click.echo(f"  {base}{PAGE_PATH}?dataset={dataset.name}")
     click.echo(f"serving at {base}/  (Ctrl-C ends it)", err=True)
     run(app, sock, access_log=access_log)
 
 
 def _root(uri: str) -> Root | None:
-    """Return what can be seen at ``uri``; None where a soma catalogue lies and no volume."""
+    """Return what can be seen at ``uri``; None where a soma catalogue or a run is, and no volume yet."""
     from cloudseg.errors import NotFoundError
+    from cloudseg.pipelines.advance import PLAN_KEY
     from cloudseg.somas.store import LATEST
     from cloudseg.volumes import open_objects
     from cloudseg_viewer.roots import read_root
@@ -115,6 +125,8 @@ def _root(uri: str) -> Root | None:
         return read_root(uri)
     except NotFoundError:
         if any(open_objects(place).exists(LATEST) for place in (uri, f"{uri.rstrip('/')}/somas")):
+            return None
+        if open_objects(uri).exists(PLAN_KEY):
             return None
         raise
 

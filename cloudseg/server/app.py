@@ -21,7 +21,8 @@ from cloudseg.server.edge import Application, add_problems
 from cloudseg.server.gateway import Asked, Folder, open_folder
 from cloudseg.server.neuroglancer_client import client_router
 from cloudseg.server.numbers import Numbers
-from cloudseg.server.page import page_router
+from cloudseg.server.page import PAGE_PATH, page_router
+from cloudseg.server.progress import progress_router
 from cloudseg.server.somas import PROBLEMS, soma_router
 from cloudseg.somas.requests import Query
 from cloudseg_viewer.links import DATA_PATH, Mount
@@ -46,6 +47,7 @@ def create_app(
     datasets: Datasets | None = None,
     access: Access | None = None,
     origins: Sequence[str] = (),
+    runs: Sequence[str] = (),
 ) -> Application:
     """Return the application that serves ``mounts``, soma catalogues and the Neuroglancer client.
 
@@ -54,6 +56,7 @@ def create_app(
     ``/v1/datasets/...``       questions to soma catalogues, see ``/openapi.json``
     ``/v/0/``                  the Neuroglancer client
     ``/page/``                 the soma page, see :mod:`cloudseg.server.page`
+    ``/v1/runs/...``           how far runs are, see :mod:`cloudseg.server.progress`
     ``/healthz``, ``/readyz``  JSON: alive, and what is mounted; whether catalogues can be asked
     ``/metrics``               for Prometheus; wants a token where questions do
     ``/``                      a page with the links
@@ -71,6 +74,8 @@ def create_app(
         Who may do what; everybody may read, nobody edit, when None.
     origins
         Origins of pages elsewhere that may ask the soma API, ``*`` for all.
+    runs
+        Roots whose runs the page of progress tells of.
 
     Raises
     ------
@@ -93,9 +98,11 @@ def create_app(
     api.include_router(client_router(closing=closing.is_set))
     api.include_router(soma_router(datasets, access, numbers))
     api.include_router(page_router(datasets, access, links or {}))
+    api.include_router(progress_router(runs, access))
     add_problems(api)
     _add_data(api, folders, hidden=access.tokens is not None)
-    _add_pages(api, folders, {} if access.tokens else dict(links or {}), hidden=access.tokens is not None)
+    hidden = access.tokens is not None
+    _add_pages(api, folders, {} if hidden else dict(links or {}), datasets, hidden=hidden)
     _add_state(api, datasets, numbers, access)
     return Application(api, closing, numbers=numbers, origins=origins)
 
@@ -141,7 +148,12 @@ def _add_state(api: FastAPI, datasets: Datasets, numbers: Numbers, access: Acces
 
 
 def _add_pages(
-    api: FastAPI, folders: Mapping[str, Folder], links: Mapping[str, str], *, hidden: bool
+    api: FastAPI,
+    folders: Mapping[str, Folder],
+    links: Mapping[str, str],
+    datasets: Datasets,
+    *,
+    hidden: bool,
 ) -> None:
     @api.get("/healthz")
     def healthz() -> dict[str, object]:
@@ -150,13 +162,19 @@ def _add_pages(
 
     @api.get("/", include_in_schema=False)
     def index() -> HTMLResponse:
+        pages = (
+            {} if hidden else {f"somas of {name}": f"{PAGE_PATH}?dataset={name}" for name in datasets.all()}
+        )
+        pages = pages or {"somas": PAGE_PATH}
+        pages |= {"runs": f"{PAGE_PATH}progress.html"}
         rows = "".join(
-            f'<li><a href="{escape(url)}">{escape(name)}</a></li>' for name, url in sorted(links.items())
+            f'<li><a href="{escape(url)}">{escape(name)}</a></li>'
+            for name, url in [*sorted(links.items()), *pages.items()]
         )
         return HTMLResponse(
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>cloudseg</title>'
             "<style>body{font:16px/1.6 system-ui,sans-serif;max-width:44rem;margin:4rem auto;padding:0 1rem}</style>"
-            f"<h1>cloudseg</h1><ul>{rows or '<li>nothing to look at yet</li>'}</ul></html>"
+            f"<h1>cloudseg</h1><ul>{rows}</ul></html>"
         )
 
     @api.api_route("/favicon.ico", methods=["GET", "HEAD"], include_in_schema=False)

@@ -21,8 +21,10 @@ from cloudseg.server.answers import tagged
 from cloudseg.server.datasets import Dataset, Datasets
 from cloudseg.server.ranges import matches
 from cloudseg.server.somas import PROBLEMS, VersionQuery
+from cloudseg.somas.filters import id_list
 from cloudseg.somas.schema import COLUMNS, columns_named
 from cloudseg.somas.store import Catalog
+from cloudseg.somas.thumbnails import has_thumbnails, read_thumbnail
 from cloudseg_viewer.layers import Json
 from cloudseg_viewer.links import DATA_PATH, state_of
 
@@ -51,6 +53,7 @@ def page_router(datasets: Datasets, access: Access, links: Mapping[str, str]) ->
     ``/page/<file>``                              the page itself, without data
     ``/v1/datasets/<d>/page``                     what it opens with: version, view, who may edit
     ``/v1/datasets/<d>/columns``                  the table, see :mod:`cloudseg.server.columns`
+    ``/v1/datasets/<d>/thumbnails/<soma>``        three sections of a soma, where the pipeline drew them
     ``/points/<name>/<version>/...``              a Neuroglancer source, see :mod:`cloudseg.server.points`
     ============================================  ==========================================================
 
@@ -113,6 +116,7 @@ def page_router(datasets: Datasets, access: Access, links: Mapping[str, str]) ->
             "latest": found.latest.version,
             "columns": {each.name: each.kind for each in COLUMNS},
             "you": {"name": who.name, "scopes": sorted(who.scopes), "tokens": access.tokens is not None},
+            "thumbnails": has_thumbnails(found.objects, catalog.version),
             "state": state_for(found.objects.uri, links),
             "points": f"{HERE}{POINTS_PATH}{quote(name)}/{catalog.version}",
         }
@@ -142,6 +146,20 @@ def page_router(datasets: Datasets, access: Access, links: Mapping[str, str]) ->
         if zipped and response.status_code == 200:
             response.headers["Content-Encoding"] = "gzip"
         return response
+
+    @router.get(
+        "/v1/datasets/{dataset}/thumbnails/{soma_id}",
+        dependencies=[reader],
+        tags=["page"],
+        responses={200: {"content": {"image/png": {}}}},
+        response_class=Response,
+    )
+    def thumbnail(dataset: str, soma_id: str, request: Request, version: VersionQuery = None) -> Response:
+        """Three sections through a soma, xy, xz and yz, as a PNG."""
+        found, catalog, _ = datasets.catalogue(dataset, version)
+        (wanted,) = id_list(soma_id, where="soma_id")
+        data = read_thumbnail(found.objects, wanted, version=catalog.version)
+        return tagged(Response(data, media_type="image/png"), request, immutable=version is not None)
 
     @router.get(POINTS_PATH + "{name}/{version}/{key:path}", include_in_schema=False)
     def point_files(name: str, version: int, key: str) -> Response:

@@ -56,6 +56,13 @@ def test_the_wheel_holds_every_module_of_the_checkout(wheel):
         assert modules <= names_in(wheel)
 
 
+def test_the_wheel_holds_every_file_of_the_soma_page(wheel):
+    page = REPOSITORY / "viewer" / "cloudseg_viewer" / "page"
+    files = {f"cloudseg_viewer/page/{path.name}" for path in page.iterdir()}
+    assert "cloudseg_viewer/page/index.html" in files
+    assert files <= names_in(wheel)
+
+
 def test_the_wheel_alone_imports(wheel, tmp_path):
     """Not the checkout: the unpacked wheel, with the editable install out of sight."""
     with zipfile.ZipFile(wheel) as archive:

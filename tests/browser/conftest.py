@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from cloudseg.geometry import Box
 from cloudseg.tasking.steps import Layer, Site
 from cloudseg.tasking.task import Context
+from cloudseg.testing.browser import ARGUMENTS, chromium_path
 from cloudseg.testing.phantom import neurite_phantom
 from cloudseg.volumes import VolumeInfo, create_volume, open_objects, open_volume, update_info
 from cloudseg.volumes.segment_properties import segment_properties_info, write_segment_properties
@@ -21,46 +20,15 @@ from cloudseg_tasks.igneous import DownsampleStage, MeshesStage, SkeletonsStage
 SHAPE = (96, 96, 64)
 OFFSET = (64, 32, 16)
 
-# Software rendering, no calls home, and no name but this machine's own resolves.
-CHROMIUM_ARGUMENTS = [
-    "--no-sandbox",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist",
-    "--disable-quic",
-    "--no-first-run",
-    "--no-default-browser-check",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-default-apps",
-    "--disable-extensions",
-    "--metrics-recording-only",
-    "--disable-dev-shm-usage",
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-]
-
-
-def chromium_path() -> str:
-    """The browser to use; a missing one is a failure, not a skip: what nobody looks at is not shown to work."""
-    named = os.environ.get("CLOUDSEG_CHROMIUM")
-    found = (
-        named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    )
-    if not found:
-        pytest.fail("no Chromium on PATH: run tests/browser/install-chromium.sh, or set CLOUDSEG_CHROMIUM")
-    return found
-
 
 @pytest.fixture(scope="session")
 def chromium():
-    """One headless Chromium for the session."""
+    """One headless Chromium for the session; a missing one fails: what nobody looks at is not shown to work."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=chromium_path(), headless=True, args=CHROMIUM_ARGUMENTS, timeout=90_000
+            executable_path=chromium_path(), headless=True, args=list(ARGUMENTS), timeout=90_000
         )
         yield browser
         browser.close()
@@ -74,6 +42,7 @@ def new_page(chromium):
     def open_page():
         context = chromium.new_context(viewport={"width": 900, "height": 650})
         contexts.append(context)
+        context.set_default_timeout(90_000)  # a busy machine takes a minute to start the viewer
         page = context.new_page()
         page.problems, page.asked = [], []
         page.on("request", lambda request: page.asked.append(request.url))

@@ -17,8 +17,8 @@ export const token = {
 };
 
 /** Ask for a path of this server; the answer, if it is one. */
-export async function ask(path, { method = "GET", body, keepalive = false, signal } = {}) {
-  const headers = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
+export async function ask(path, { method = "GET", body, keepalive = false, signal, headers: more } = {}) {
+  const headers = { ...more, ...(token.get() ? { Authorization: `Bearer ${token.get()}` } : {}) };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {

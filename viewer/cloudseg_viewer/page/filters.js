@@ -212,7 +212,7 @@ function checked(column, kind, value) {
   if (kind === "id") {
     const text = String(value);
     if (typeof value === "number" && !Number.isSafeInteger(value)) {
-      throw new FilterError(`${column}: ids above 2^53 lose digits in JSON; write the id as text, e.g. "${text}"`);
+      throw new FilterError(`${column}: ids above 2^53 lose digits in JSON; write the id as text, in quotes`);
     }
     if (!/^\d{1,20}$/.test(text) || BigInt(text) >= 1n << 64n) {
       throw new FilterError(`${column}: an id is a whole number from 0 to 2^64 - 1, got ${shown}`);

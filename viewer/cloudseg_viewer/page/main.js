@@ -7,6 +7,7 @@ import { download, toCsv } from "./csv.js";
 import { columnsOf, FilterError, parseLine } from "./filters.js";
 import { Histogram } from "./histogram.js";
 import { addKeys } from "./keys.js";
+import { letter } from "./letter.js";
 import { fromHash, toHash } from "./link.js";
 import { DensityMap } from "./map.js";
 import { Model } from "./model.js";
@@ -266,23 +267,6 @@ class Page {
   }
 }
 
-/** A letter in the middle of the page: what is wrong, and what to do. */
-function letter(error) {
-  const refused = error instanceof Refusal;
-  const wantsToken = refused && (error.status === 401 || error.status === 403);
-  const titles = { 0: "The server does not answer", 401: "This server wants a token", 403: "Not allowed", 404: "Nothing to show yet", 429: "Too many questions" };
-  $("letter-title").textContent = refused ? titles[error.status] ?? "The server refused" : "The page failed";
-  $("letter-text").textContent = refused ? error.message : `${error.message}. Please report this with what you did; a reload may help.`;
-  $("token-form").hidden = !wantsToken;
-  document.documentElement.dataset.state = "letter";
-  $("letter").showModal();
-}
-
-$("letter-again").addEventListener("click", () => location.reload());
-$("token-form").addEventListener("submit", () => {
-  token.set($("token").value);
-  location.reload();
-});
 window.page = new Page();
 window.page.start().catch((error) => {
   letter(error);

@@ -27,12 +27,9 @@ export class Model extends EventTarget {
     this.order = new Uint32Array(0);
     this.shown = new Uint32Array(0);
     this.rowsById = null;
+    this.rank = ranks(columns.get("soma_id").values);
     this.applyTombstones();
     this.reorder();
-  }
-
-  number(name) {
-    return this.columns.get(name);
   }
 
   /** The row of a soma id (text or BigInt), or -1. */
@@ -145,7 +142,8 @@ export class Model extends EventTarget {
   where() {
     const all = [...this.line.conditions];
     for (const [column, [low, high]] of this.brushes) {
-      all.push({ column, operator: ">=", value: low }, { column, operator: "<", value: high });
+      if (Number.isFinite(low)) all.push({ column, operator: ">=", value: low });
+      if (Number.isFinite(high)) all.push({ column, operator: "<", value: high });
     }
     if (this.box) {
       [...this.box.axes].forEach((axis, i) => {
@@ -209,34 +207,46 @@ export class Model extends EventTarget {
 
   reorder() {
     const { column, descending } = this.sort;
-    this.order = sorted(this.columns.get(column), this.columns.get("soma_id"), this.n, descending);
+    this.order = sorted(this.columns.get(column), this.rank, this.n, descending);
     this.collect();
   }
 }
 
 /** Rows in the order of a column, nulls last, ties by id: as the server orders them. */
-function sorted(column, ids, n, descending) {
-  const rows = Uint32Array.from({ length: n }, (_, i) => i);
-  const byId = (a, b) => (ids.values[a] < ids.values[b] ? -1 : ids.values[a] > ids.values[b] ? 1 : 0);
-  if (!column) return rows.sort(byId);
-  const { values, kind, words } = column, sign = descending ? -1 : 1;
-  let keys = values;
-  if (kind === "text") {
-    const rank = new Map([...words.keys()].slice(1).sort((a, b) => (words[a] < words[b] ? -1 : 1)).map((code, i) => [code, i]));
-    keys = Float64Array.from(values, (code) => (code === 0 ? NaN : rank.get(code)));
-  }
-  if (kind === "id") {
-    return rows.sort((a, b) => {
-      const x = keys[a], y = keys[b];
-      if (x === y) return byId(a, b);
-      if (x === 0n || y === 0n) return x === 0n ? 1 : -1;
-      return x < y ? -sign : sign;
-    });
-  }
+function sorted(column, rank, n, descending) {
+  const rows = Uint32Array.from({ length: n }, (_, i) => i), sign = descending ? -1 : 1;
+  if (!column) return rows.sort((a, b) => rank[a] - rank[b]);
+  const keys = sortKeys(column);
   return rows.sort((a, b) => {
     const x = keys[a], y = keys[b];
-    if (x === y) return byId(a, b);
-    if (x !== x || y !== y) return x !== x ? (y !== y ? byId(a, b) : 1) : -1;
+    if (x === y) return rank[a] - rank[b];
+    if (x !== x || y !== y) return x !== x ? (y !== y ? rank[a] - rank[b] : 1) : -1;
     return x < y ? -sign : sign;
   });
+}
+
+/** Numbers in the order of a column's values, NaN for nulls. */
+function sortKeys(column) {
+  const { values, kind, words } = column;
+  if (kind === "text") {
+    const codes = [...words.keys()].slice(1).sort((a, b) => (words[a] < words[b] ? -1 : 1));
+    const place = new Map(codes.map((code, i) => [code, i]));
+    return Float64Array.from(values, (code) => (code === 0 ? NaN : place.get(code)));
+  }
+  return kind === "id" ? Float64Array.from(ranks(values), (place, row) => (values[row] === 0n ? NaN : place)) : values;
+}
+
+/** The place of each id among the sorted ones; the same for equal ids. Halves, since BigInts are slow to compare. */
+function ranks(ids) {
+  const half = new Uint32Array(ids.buffer, ids.byteOffset, 2 * ids.length);
+  const rows = Uint32Array.from({ length: ids.length }, (_, i) => i);
+  rows.sort((a, b) => half[2 * a + 1] - half[2 * b + 1] || half[2 * a] - half[2 * b]);
+  const found = new Uint32Array(ids.length);
+  let place = 0;
+  for (let i = 1; i < rows.length; ++i) {
+    const a = rows[i - 1], b = rows[i];
+    if (half[2 * a] !== half[2 * b] || half[2 * a + 1] !== half[2 * b + 1]) place = i;
+    found[b] = place;
+  }
+  return found;
 }

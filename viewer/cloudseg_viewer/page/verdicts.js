@@ -16,7 +16,7 @@ export class Verdicts {
     this.waiting = [];
     this.mayEdit = config.you.scopes.includes("edit");
     addEventListener("pagehide", () => this.send(true));
-    addEventListener("beforeunload", (event) => this.waiting.length && event.preventDefault());
+    addEventListener("beforeunload", (event) => (this.waiting.length || this.batch) && event.preventDefault());
   }
 
   /** Fetch what was said before: the latest row of each soma is in effect. */
@@ -69,19 +69,24 @@ export class Verdicts {
 
   /** Send what waits; on a failure it waits on, and is sent again. */
   async send(atOnce = false) {
-    if (!this.waiting.length || (this.sending && !atOnce)) return;
+    if (!(this.waiting.length || this.batch) || this.sending) return;
     this.sending = true;
-    const batch = this.waiting.splice(0, 1000);
+    clearTimeout(this.timer);
+    // The same name for the same rows: where an answer was lost, a second try appends nothing twice.
+    this.batch ??= { rows: this.waiting.splice(0, 1000), name: randomName() };
+    const { rows, name } = this.batch;
     try {
-      await ask(this.path, { method: "POST", body: { rows: batch }, keepalive: atOnce });
+      await ask(this.path, { method: "POST", body: { rows }, keepalive: atOnce, headers: { "Idempotency-Key": name } });
+      this.batch = null;
       this.say(this.waiting.length ? `${this.waiting.length} to save…` : "saved", false);
     } catch (error) {
-      this.waiting.unshift(...batch);
-      this.say(`${this.waiting.length} not saved: ${error.message}`, true);
+      this.say(`${this.waiting.length + rows.length} not saved: ${error.message}`, true);
       this.timer = setTimeout(() => this.send(), AGAIN_MS);
     } finally {
       this.sending = false;
     }
-    if (this.waiting.length && !this.timer) this.send();
+    if (this.waiting.length && !this.batch) this.send();
   }
 }
+
+const randomName = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (each) => each.toString(16)).join("");

@@ -1,9 +1,11 @@
 // Neuroglancer in a frame of the same origin, driven through its own API (window.viewer; the version is pinned).
 
 export const POINTS = "somas";
+const MASKS = "soma_masks";
 const HIDDEN = 0, SHOWN = 1, ACCEPTED = 2, REJECTED = 3, CHOSEN = 4;
 const CLIENT = "/v/0/";
 const START_MS = 90_000;
+const SMALL_PX = 16, NEAR_PX = 120; // a soma across, on the screen
 
 // Colours of a value from 0 to 1, then what the page says about single somas.
 const SHADER = (value, [low, high] = [0, 1]) => `#uicontrol float size slider(min=1, max=40, default=8)
@@ -149,16 +151,28 @@ export class Space {
     const { position } = this.viewer?.navigationState ?? {};
     if (!position?.valid) return;
     position.value = Float32Array.from(this.place(row, position.coordinateSpace.value.scales));
+    this.comeNear(row);
     this.select(row);
   }
 
+  /** Zoom the sections in where the soma would be a dot; who is near already keeps the zoom. */
+  comeNear(row) {
+    const { zoomFactor, displayDimensionRenderInfo } = this.viewer.navigationState;
+    const radius = this.model.columns.get("radius_um")?.values[row];
+    const pixel = zoomFactor.value * displayDimensionRenderInfo.value.canonicalVoxelPhysicalSize * 1e6; // um
+    if (radius > 0 && (2 * radius) / pixel < SMALL_PX) zoomFactor.value *= (2 * radius) / pixel / NEAR_PX;
+  }
+
+  /** Select the neuron of a soma, and its own mask where there are masks. */
   select(row) {
-    const id = this.model.columns.get("segment_id")?.values[row] ?? 0n;
-    const group = this.layer("segmentation")?.displayState.segmentationGroupState.value;
-    if (!group || id === 0n) return;
-    group.visibleSegments.clear();
-    group.selectedSegments.clear();
-    group.visibleSegments.add(id);
+    for (const [layer, column] of [["segmentation", "segment_id"], [MASKS, "soma_id"]]) {
+      const id = this.model.columns.get(column)?.values[row] ?? 0n;
+      const group = this.layer(layer)?.displayState.segmentationGroupState.value;
+      if (!group || id === 0n) continue;
+      group.visibleSegments.clear();
+      group.selectedSegments.clear();
+      group.visibleSegments.add(id);
+    }
   }
 
   /** Colour the points by a column that they hold; by none for "". */
@@ -182,13 +196,18 @@ export class Space {
       this.onPick(this.model.rowOf(mouseState.pickedAnnotationId));
       return;
     }
-    const neurons = this.layer("segmentation");
-    const value = neurons && layerSelectedValues.get(neurons)?.value;
-    const id = typeof value === "bigint" ? value : value?.key ?? value?.value;
-    if (typeof id !== "bigint") return;
-    const rows = this.model.rowsOfSegment(id);
-    const shown = rows.filter((row) => this.model.isShown(row));
-    if (rows.length) this.onPick(shown[0] ?? rows[0]);
+    const under = (name) => {
+      const layer = this.layer(name), value = layer && layerSelectedValues.get(layer)?.value;
+      const id = typeof value === "bigint" ? value : value?.key ?? value?.value;
+      return typeof id === "bigint" ? id : 0n;
+    };
+    const soma = this.model.rowOf(under(MASKS));
+    if (soma >= 0) {
+      this.onPick(soma);
+      return;
+    }
+    const rows = this.model.rowsOfSegment(under("segmentation"));
+    if (rows.length) this.onPick(rows.find((row) => this.model.isShown(row)) ?? rows[0]);
   }
 
   /** The part of the state that a link keeps. */
