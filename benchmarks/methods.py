@@ -4,15 +4,19 @@ On FIB-25 (8 nm): sections 104 to 176 of sample 2 are segmented, 120 to 160 are 
 them. On SNEMI3D (6 x 6 x 30 nm, ``--on snemi3d``, wants networks of your own): sections 80 to 100 are segmented, 84 to
 100 scored; what starts from boundaries works at 12 nm, and all are scored there. On a phantom where there are no data.
 
+Methods of sections start from segments of single sections: by average linkage of the basins of each, and, where
+they say "watershed", by a distance watershed, which cuts far more. Settings were chosen on SNEMI3D, sections 72 to 84.
+
 Every method is made of the stages that a pipeline file names, run one after the other in a process of its own: CPU
 seconds of one core, multiply-adds of its networks, and peak memory, all with what it shares with others (affinities)
-counted in. What the first run on a machine spends on compiling kernels counts: take the seconds of the second. 2D
-methods start from a watershed of each section.
+counted in. What the first run on a machine spends on compiling kernels counts: take the seconds of the second.
 
 - affinities + agglomeration: examples/fib25.toml
 - h-minima, distance watershed: of boundaries, one minus the mean affinity within the section
 - overlap linking: segments of sections that are each other's largest overlap are one, however small it is
-- MaxExtend, 3C: see docs/methods.md; 3C needs --tracker
+- MaxExtend, 3C: see docs/methods.md; 3C needs --tracker. "3C, pixels" is without votes and links of segments
+- DeepEM3D: its boundaries, then h-minima; needs --deepem3d
+- published FFN: the segmentation that comes with FIB-25, a reference; nothing of it is computed here
 - threshold + components: FLoRIN, on tissue that it is not made for
 
 Usage: python benchmarks/methods.py [--data $CLOUDSEG_DATA] [--tracker models/fib25_tracker] [--edge 250]
@@ -55,7 +59,11 @@ def stage(kind: str, **options: Any) -> dict[str, Any]:
 
 
 def methods(
-    shape: tuple[int, ...], *, tracker: str | None
+    shape: tuple[int, ...],
+    *,
+    voxel_size_nm: tuple[float, ...],
+    tracker: str | None = None,
+    deepem3d: str | None = None,
 ) -> dict[str, tuple[list[dict[str, Any]], str, str]]:
     """Return the stages of each method, what they start from, and whether they are exact for any tiling."""
     edge = -(-max(shape[:2]) // 64) * 64
@@ -68,6 +76,21 @@ def methods(
         min_size_vx=30,
     )
     small = {"block_shape": [128, 128, 128]}
+    least = 30 * float(np.prod(voxel_size_nm)) / 1e9
+    alone = [
+        stage("boundary_affinities", planar=True, **small),
+        stage("supervoxels", name="basins", t_low=1, t_high=253, **small),
+        stage(
+            "agglomerate",
+            name="alone",
+            output="sections",
+            threshold=0.3,
+            emphasis=0,
+            min_size_um3=least,
+            **small,
+        ),
+    ]
+    every = {"min_iou": 0, "min_overlap": 0}
     table = {
         "affinities + agglomeration": ([stage("supervoxels"), stage("agglomerate")], "affinities", "yes"),
         "h-minima": (
@@ -84,19 +107,42 @@ def methods(
             "boundaries",
             "nearly",
         ),
-        "2D + overlap linking": (
-            [sections, stage("max_extend", min_iou=0, min_overlap=0, branch_overlap=2, **small)],
+    }
+    if deepem3d:
+        table["DeepEM3D + h-minima"] = (
+            [
+                stage("boundaries", model=deepem3d, block_shape=[256, 256, 64]),
+                stage("boundary_affinities", **small),
+                stage("supervoxels", t_low=1, t_high=250, **small),
+                stage("hmin_watershed", h=0.1, **small),
+            ],
+            "fine image",
+            "yes",
+        )
+    for before, layer, note in ((alone, "sections", ""), ([sections], "supervoxels", ", watershed")):
+        table[f"2D + overlap linking{note}"] = (
+            [*before, stage("max_extend", layer=layer, **every, branch_overlap=2, **small)],
             "boundaries",
             "yes",
-        ),
-        "2D + MaxExtend": ([sections, stage("max_extend", **small)], "boundaries", "yes"),
-    }
-    if tracker:
-        table["2D + 3C"] = (
-            [sections, stage("colour_track", model=tracker, sections_per_block=128)],
-            "boundaries",
-            "no",
         )
+        table[f"2D + overlap linking, branches{note}"] = (
+            [*before, stage("max_extend", layer=layer, **every, branch_overlap=0.8, **small)],
+            "boundaries",
+            "yes",
+        )
+        table[f"2D + MaxExtend{note}"] = (
+            [*before, stage("max_extend", layer=layer, **small)],
+            "boundaries",
+            "yes",
+        )
+        if tracker:
+            track = {"layer": layer, "model": tracker, "sections_per_block": 128}
+            table[f"2D + 3C, pixels{note}"] = (
+                [*before, stage("colour_track", **track, vote=0, branch=0)],
+                "boundaries",
+                "no",
+            )
+            table[f"2D + 3C{note}"] = ([*before, stage("colour_track", **track)], "boundaries", "no")
     wide = [400, 400, 400] if min(shape) > 52 else [120, 120, 120]
     table["threshold + components"] = (
         [
@@ -112,7 +158,7 @@ def methods(
 def run_job(job: dict[str, Any]) -> dict[str, float]:
     """Run stages one task after the other in this process; return CPU seconds, multiply-adds, bytes."""
     n_products = [0]
-    if any(s["kind"] in ("affinities", "colour_track") for s in job["stages"]):
+    if any(s["kind"] in ("affinities", "boundaries", "colour_track") for s in job["stages"]):
         import torch
 
         def count(module: object, _inputs: object, output: Any) -> None:
@@ -171,6 +217,8 @@ class Tissue:
         Edges of a voxel.
     coarse
         Voxels within a section that methods of sections take as one, along x and y.
+    reference
+        A published segmentation.
     """
 
     image: np.ndarray
@@ -179,6 +227,7 @@ class Tissue:
     name: str
     voxel_size_nm: tuple[float, float, float] = (8.0, 8.0, 8.0)
     coarse: int = 1
+    reference: np.ndarray | None = None
 
     def put(self, uri: str, data: np.ndarray) -> str:
         """Store an image or labels, of the tissue's voxels or coarser ones."""
@@ -226,7 +275,19 @@ def tissue_of(folder: Path | None, edge: int, *, on: str) -> Tissue:
     truth = np.zeros(image.shape, np.uint64)
     labels = np.load(folder / "fib25" / "sample2_labels_z000_160.npz")["labels"]
     truth[:, :, :56] = labels[:edge, :edge, 104:160]
-    return Tissue(image, truth, (16, 56), f"FIB-25 sample 2, z 120-160, {edge} voxels wide")
+    name = f"FIB-25 sample 2, z 120-160, {edge} voxels wide"
+    published = next(iter(np.load(folder / "fib25" / "ffn_published_sample2.npz").values()))
+    reference = published[:edge, :edge, 104:176].astype(np.uint64)
+    return Tissue(image, truth, (16, 56), name, reference=reference)
+
+
+def judged(uri: str, truth: Labels, box: Box, skeletons: Any) -> list[str]:
+    """Return the scores of a segmentation, as the table shows them."""
+    result = evaluate(Labels.open(uri), truth, box=box, skeletons=skeletons)
+    scores = result.table.scores()
+    assert result.run_length is not None
+    numbers = (scores.adapted_rand_error, scores.voi_split, scores.voi_merge, scores.voi_sum)
+    return [*(f"{v:.3f}" for v in numbers), f"{result.run_length.normalised_erl:.0%}"]
 
 
 def boundaries_of(affinities_uri: str) -> np.ndarray:
@@ -234,11 +295,6 @@ def boundaries_of(affinities_uri: str) -> np.ndarray:
     volume = open_volume(affinities_uri)
     affinities = volume.read(volume.info.bounds)[:2].astype(np.uint16)
     return (255 - (affinities[0] + affinities[1]) // 2).astype(np.uint8)
-
-
-def layers_shape(uri: str) -> tuple[int, int, int]:
-    """Return the size of a volume."""
-    return open_volume(uri).info.shape
 
 
 def main() -> None:
@@ -251,6 +307,7 @@ def main() -> None:
     parser.add_argument("--on", choices=("fib25", "snemi3d"), default="fib25")
     parser.add_argument("--model", default="fib25", help="package of the affinity network")
     parser.add_argument("--tracker", help="package of a tracking network for these voxels")
+    parser.add_argument("--deepem3d", help="package of a boundary network for these voxels")
     parser.add_argument(
         "--keep", type=Path, help="folder for the segmentations, which are thrown away otherwise"
     )
@@ -277,34 +334,38 @@ def main() -> None:
         box = Box((0, 0, low), (truth.bounds.stop[0], truth.bounds.stop[1], high))
         skeletons = skeletons_of_truth(truth, truth, box=box)
         tracker = args.tracker and str(Path(args.tracker).absolute())
-        table = methods(layers_shape(layers["image"]), tracker=tracker)
+        info = open_volume(layers["image"]).info
+        deepem3d = args.deepem3d and str(Path(args.deepem3d).absolute())
+        table = methods(info.shape, voxel_size_nm=info.voxel_size_nm, tracker=tracker, deepem3d=deepem3d)
         for n, (method, (stages, start, exact)) in enumerate(table.items()):
             if not re.search(args.only, method):
                 continue
             root = f"file://{folder}/{n}"
-            cost = measured(stages, fine if start == "affinities" else layers, root)
+            is_fine = start in ("affinities", "fine image")
+            cost = measured(stages, fine if is_fine else layers, root)
             found = f"{root}/segmentation"
-            if start == "affinities" and tissue.coarse > 1:
+            if is_fine and tissue.coarse > 1:
                 labels = open_volume(found).read(Box.of_shape(tissue.image.shape))
                 found = tissue.put(f"{root}/coarse", tissue.thinned(labels))
-            if start != "image":
+            if start not in ("image", "fine image"):
                 for key in ("cpu_s", "products"):
                     cost[key] += shared[key]
                 cost["memory_bytes"] = max(cost["memory_bytes"], shared["memory_bytes"])
-            result = evaluate(Labels.open(found), truth, box=box, skeletons=skeletons)
-            scores = result.table.scores()
-            assert result.run_length is not None
             rows.append(
                 (
                     method,
-                    f"{scores.adapted_rand_error:.3f}",
-                    *(f"{v:.3f}" for v in (scores.voi_split, scores.voi_merge, scores.voi_sum)),
-                    f"{result.run_length.normalised_erl:.0%}",
+                    *judged(found, truth, box, skeletons),
                     f"{cost['cpu_s'] / n_megavoxels:.1f}",
                     f"{cost['products'] / 1e9 / n_megavoxels:.0f}",
                     f"{cost['memory_bytes'] / 1e6:.0f}",
                     exact,
                 )
+            )
+            print(*rows[-1], file=sys.stderr, flush=True)
+        if tissue.reference is not None:
+            found = tissue.put(f"file://{folder}/published", tissue.thinned(tissue.reference))
+            rows.append(
+                ("published FFN, unsegmented as one", *judged(found, truth, box, skeletons), "", "", "", "no")
             )
     print_table(f"{tissue.name}, {os.cpu_count()} cores", NAMES, rows)
 

@@ -279,6 +279,8 @@ class AgglomerateStage(LabelsStage):
     ----------
     supervoxels, affinities
         Names of the input layers.
+    output
+        Name of the output layer; another one where later stages make ``segmentation``.
     threshold
         Lowest mean affinity, 0..1, that joins two segments.
     emphasis
@@ -303,6 +305,7 @@ class AgglomerateStage(LabelsStage):
     kind: Literal["agglomerate"] = "agglomerate"
     supervoxels: str = "supervoxels"
     affinities: str = "affinities"
+    output: str = "segmentation"
     threshold: Fraction = 0.5
     guard_affinity: Fraction = 0.0
     guard_min_um3: NonNegativeFloat = 0.0
@@ -323,9 +326,7 @@ class AgglomerateStage(LabelsStage):
         tree = Octree(grid=grid, leaf=grid if self.hierarchy == "global" else (1, 1, 1), fanout=self.fanout)
         graph_uri = f"{root}/graph/{self.label}"
         info = self.labels_info(source.info)
-        output = Layer(
-            "segmentation", f"{root}/segmentation", info, f"{self.label}.relabel", self.block_shape
-        )
+        output = Layer(self.output, f"{root}/{self.output}", info, f"{self.label}.relabel", self.block_shape)
         rule = self._rule(info.voxel_size_nm)
         blocks = Grid(bounds, self.block_shape)
 

@@ -42,5 +42,5 @@ def test_cost_of_tracking_grows_with_the_logarithm(tmp_path):
 def test_one_table_of_methods():
     rows = {row[0]: row for row in rows_of(run("methods.py", "--edge", "64"))}
     scored = {name: float(row[1]) for name, row in rows.items() if row[1][:1] in "01"}
-    assert len(scored) == 6
+    assert len(scored) == 10
     assert scored["affinities + agglomeration"] < scored["threshold + components"]
