@@ -134,11 +134,14 @@ def test_another_network_is_refused(tmp_path):
         load_flood_network(objects, device="cpu")(np.zeros((1, 2, 9, 9, 9), np.float32))
 
 
-def test_every_way_to_compute_it_gives_the_same(tmp_path):
-    """The layers one by one, fewer multiplications, and lower precision."""
+def test_every_way_to_compute_it_gives_the_same(tmp_path, monkeypatch):
+    """The layers one by one, fewer multiplications, and lower precision with and without what a processor has for it."""
     uri = tiny_package(f"file://{tmp_path}/object", **TINY)
     exact = load_flood_network(uri, device="cpu")
     low = load_flood_network(uri, device="cpu", precision="bfloat16")
+    monkeypatch.setattr("cloudseg.models.flood._OPS", (None,))
+    plain = load_flood_network(uri, device="cpu", precision="bfloat16")
+    assert plain._stack is None
     views = np.random.default_rng(0).normal(size=(3, 2, 9, 7, 5)).astype(np.float32)
     kept = views.copy()
     spec = load_spec(uri)
@@ -155,6 +158,7 @@ def test_every_way_to_compute_it_gives_the_same(tmp_path):
         np.testing.assert_allclose(network(x)[:, 0].numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(exact(views), expected, atol=1e-4)
     np.testing.assert_allclose(low(views), expected, atol=0.1)
+    np.testing.assert_allclose(plain(views), expected, atol=0.1)
     np.testing.assert_array_equal(views, kept)
 
 
