@@ -135,7 +135,7 @@ def test_another_network_is_refused(tmp_path):
 
 
 def test_every_way_to_compute_it_gives_the_same(tmp_path, monkeypatch):
-    """The layers one by one, fewer multiplications, and lower precision with and without what a processor has for it."""
+    """The layers one by one, fewer multiplications, lower precision with and without the processor's help for it."""
     uri = tiny_package(f"file://{tmp_path}/object", **TINY)
     exact = load_flood_network(uri, device="cpu")
     low = load_flood_network(uri, device="cpu", precision="bfloat16")
