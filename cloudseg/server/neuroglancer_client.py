@@ -25,7 +25,8 @@ _TYPES = {
 # The client takes its token from its own address, ``/v/<token>/``; with no session behind it, one is enough.
 _TOKEN = CLIENT_PATH.strip("/").rpartition("/")[2]
 
-_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+# Bounded, for the file system's answer to a name longer than it takes is an error, not a no.
+_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,200}$")
 
 # Neuroglancer 2.41.2 writes its state into the address while it still restores the layers, if that takes longer than
 # 0.4 s. An annotation layer whose turn has not come has no list of relationships then; the error drops the layer
@@ -85,7 +86,7 @@ def client_router(folder: Path | None = None, *, closing: Callable[[], bool]) ->
         name = name or "index.html"
         path = files / name
         if not _FILE.match(name) or not path.is_file():
-            raise HTTPException(404, f"the client has no file {name!r}")
+            raise HTTPException(404, f"the client has no file {name[:80]!r}")
         # File names carry a digest of their content; only the page itself can change under its name.
         caching = "no-cache" if name == "index.html" else "public, max-age=31536000, immutable"
         kind = _TYPES.get(path.suffix, "application/octet-stream")

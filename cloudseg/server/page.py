@@ -31,7 +31,7 @@ from cloudseg_viewer.links import DATA_PATH, state_of
 PAGE_PATH = "/page/"
 POINTS_PATH = "/points/"
 
-_FILE = re.compile(r"^[a-z0-9_]+\.(?:html|css|js)$")
+_FILE = re.compile(r"^[a-z0-9_]{1,100}\.(?:html|css|js)$")
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "application/javascript"}
 # Nothing but what this server sends; a name in the data is text, whatever it looks like.
 _POLICY = (

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 _RANGE = re.compile(r"^\s*bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*$", re.IGNORECASE)
+_FURTHEST = 10**18
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
@@ -44,13 +45,18 @@ def parse_range(header: str | None) -> ByteRange | None:
     match = _RANGE.match(header or "")
     if not match:
         return None
-    first = int(match[1]) if match[1] else None
-    last = int(match[2]) if match[2] else None
+    first, last = (_offset(digits) for digits in match.groups())
     if first is None and last is None:
         return None
     if first is not None and last is not None and last < first:
         return None
     return ByteRange(first, last)
+
+
+def _offset(digits: str) -> int | None:
+    """Return a number of bytes; one larger than any object is as good as any other."""
+    short = digits.lstrip("0")
+    return (int(short or "0") if len(short) <= 18 else _FURTHEST) if digits else None
 
 
 def matches(header: str | None, etag: str) -> bool:

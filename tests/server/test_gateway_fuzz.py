@@ -110,7 +110,7 @@ VALUES = [
 ]
 
 noise = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=8)
-steps = st.sampled_from([*STEPS, "", "x" * 300]) | noise
+steps = st.sampled_from([*STEPS, "", "x" * 300, "x" * 300 + ".js"]) | noise
 paths = st.sampled_from(["info", "vol/chunk", "vol/packed", "vol/empty", "a%252e%252eb"]).map(
     "/data/d/".__add__
 ) | st.tuples(
@@ -159,6 +159,13 @@ def test_nothing_gets_out_and_nothing_breaks(server, method, path, headers):
         assert any(body in each for each in INSIDE), body[:80]
     if status >= 400:
         assert len(body) < 2000 or method == "HEAD"
+
+
+@pytest.mark.parametrize("path", ["/v/0/", "/page/", "/data/d/"])
+def test_a_name_longer_than_any_file_has_is_not_found(server, path):
+    status, _, body = sent(server, "GET", f"{path}{'x' * 300}.js", {})
+    assert status == 404
+    assert len(body) < 600
 
 
 def test_some_of_it_was_there(server):

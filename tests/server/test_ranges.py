@@ -35,6 +35,7 @@ def test_a_written_range_is_read_back(first, last):
     assert parse_range(f"bytes={low}-{high}") == ByteRange(low, high)
     assert parse_range(f"bytes={low}-") == ByteRange(low, None)
     assert parse_range(f"Bytes = -{high}") == ByteRange(None, high)
+    assert parse_range(f"bytes=000{'0' * 5000}{low}-{high}") == ByteRange(low, high)
 
 
 @pytest.mark.parametrize(
