@@ -22,6 +22,7 @@ extensions = [
     "commands",
     "docstrings",
     "modules",
+    "questions",
     "stages",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}

@@ -1,4 +1,4 @@
-"""The page on the command line, read from its own parser; and that on the server's questions."""
+"""The page on the command line, read from its own parser."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import ast
 import importlib
 import importlib.util
 import pkgutil
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +17,46 @@ from sphinx.environment import BuildEnvironment
 
 import cloudseg
 
-# Packages by the page that lists them. Not here: the command line and the stages, which have pages of their own.
+# Packages and modules by the page that lists them: what somebody outside may want to call. The command line, the
+# stages and the server's questions have pages of their own; the inside of training, workers and servers has none.
 GROUPS = {
     "errors": ("cloudseg.errors",),
     "geometry": ("cloudseg.geometry", "cloudseg.specs"),
-    "client": ("cloudseg.client",),
+    "client": ("cloudseg.client.somas", "cloudseg.client.arguments", "cloudseg.client.viewer"),
     "volumes": ("cloudseg.volumes",),
-    "pipelines": ("cloudseg.pipelines", "cloudseg.tasking"),
-    "somas": ("cloudseg.somas",),
-    "models": ("cloudseg.models",),
+    "pipelines": ("cloudseg.pipelines",),
+    "tasks": (
+        "cloudseg.tasking.task",
+        "cloudseg.tasking.steps",
+        "cloudseg.tasking.blocks",
+        "cloudseg.tasking.envelope",
+        "cloudseg.tasking.queue",
+        "cloudseg.tasking.receipts",
+        "cloudseg.tasking.options",
+        "cloudseg.tasking.worker",
+    ),
+    "somas": (
+        "cloudseg.somas.store",
+        "cloudseg.somas.schema",
+        "cloudseg.somas.catalogue",
+        "cloudseg.somas.opinions",
+    ),
+    "models": ("cloudseg.models.package", "cloudseg.models.arguments", "cloudseg.models.predict"),
     "ops": ("cloudseg.ops",),
     "viewer": ("cloudseg_viewer",),
-    "training": ("cloudseg.training",),
-    "testing": ("cloudseg.testing",),
 }
 TITLES = {
     "errors": "Errors",
     "geometry": "Boxes and settings",
     "client": "The soma client",
     "volumes": "Volumes and storage",
-    "pipelines": "Pipelines, queues, workers",
+    "pipelines": "Pipelines",
+    "tasks": "Tasks, queues, workers",
     "somas": "The soma catalogue",
     "models": "Networks and their packages",
     "ops": "Algorithms on arrays",
     "viewer": "Links",
-    "training": "Training",
-    "testing": "Phantoms, for trying things on",
 }
-# Programs rather than interfaces.
-LEFT_OUT = re.compile(
-    r"cloudseg\.(tasking\.child|models\.shared_server|testing\.(?!phantom|cell_phantom|store).*|testing\..*\.paint)"
-)
 
 
 def modules_of(package: str) -> list[str]:
@@ -57,13 +65,7 @@ def modules_of(package: str) -> list[str]:
     if not hasattr(module, "__path__"):
         return [package]
     found = pkgutil.walk_packages(module.__path__, package + ".")
-    return sorted(
-        {
-            item.name
-            for item in found
-            if not item.ispkg and "._" not in item.name and not LEFT_OUT.fullmatch(item.name)
-        }
-    )
+    return sorted({item.name for item in found if not item.ispkg and "._" not in item.name})
 
 
 def first_sentence(module: str) -> str:
@@ -102,19 +104,31 @@ def make_pages(app: Sphinx) -> None:
 def find_home(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.Element
 ) -> nodes.Element | None:
-    """Resolve a name by which a package offers what one of its modules defines, such as cloudseg.open_volume."""
-    package, _, name = str(node.get("reftarget", "")).rpartition(".")
-    if node.get("refdomain") != "py" or not package.startswith("cloudseg"):
+    """Resolve a name that is not where it is looked for.
+
+    Packages offer what their modules define, such as ``cloudseg.open_volume``: the link leads to the definition. A name
+    of a module without a page stays text. A name that does not exist stays unresolved, which ends the build.
+    """
+    target = str(node.get("reftarget", ""))
+    if node.get("refdomain") != "py" or not target.startswith("cloudseg"):
         return None
+    found: Any = None
+    parts = target.split(".")
+    for n in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:n]))
+        except ImportError:
+            continue
+        break
     try:
-        found = getattr(importlib.import_module(package), name)
-    except (ImportError, AttributeError):
+        for part in parts[n:]:
+            found = getattr(found, part)
+    except AttributeError:
         return None
-    home = f"{getattr(found, '__module__', package)}.{getattr(found, '__qualname__', name)}"
-    if home == node["reftarget"]:
-        return None
+    home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     domain = env.get_domain("py")
-    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], home, node, text)
+    link = domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], home, node, text)
+    return link or text
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
