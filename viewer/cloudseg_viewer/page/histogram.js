@@ -176,8 +176,9 @@ export class Histogram {
     context.textBaseline = "bottom";
     for (let i = 0; i <= 4; ++i) {
       const value = this.from(this.first + ((this.last - this.first) * i) / 4);
+      const nothing = !this.log && Math.abs(value) < (this.last - this.first) / 200;
       context.textAlign = i === 0 ? "left" : i === 4 ? "right" : "center";
-      context.fillText(short(value), (width * i) / 4, height);
+      context.fillText(short(nothing ? 0 : value), (width * i) / 4, height);
     }
   }
 }

@@ -1,7 +1,7 @@
 // The whole state of the page in its address, after '#': filters, order, choice, plots, and where the view is.
 
 /** Write what differs from an untouched page. */
-export function toHash(model, plots, space, colour) {
+export function toHash(model, plots, view, colour) {
   const parts = new URLSearchParams();
   if (model.line.text.trim()) parts.set("filter", model.line.text.trim());
   for (const [name, [low, high]] of model.brushes) parts.append("range", `${name}:${end(low)}..${end(high)}`);
@@ -12,7 +12,6 @@ export function toHash(model, plots, space, colour) {
   if (model.chosen >= 0) parts.set("soma", model.columns.get("soma_id").values[model.chosen].toString());
   parts.set("plots", plots.join(","));
   if (colour !== undefined) parts.set("colour", colour);
-  const view = space?.where();
   if (view) parts.set("view", JSON.stringify(view, (_, v) => (typeof v === "number" ? Number(v.toPrecision(7)) : v)));
   return parts.toString().replaceAll("%3A", ":").replaceAll("%2C", ",").replaceAll("+", "%20");
 }

@@ -201,6 +201,7 @@ class Page {
     if (row < 0) return;
     this.model.choose(row, "space");
     this.space.select(row);
+    this.table.body.focus({ preventScroll: true }); // out of the frame, so that the page's keys are its own again
   }
 
   verdict(value) {
@@ -224,7 +225,7 @@ class Page {
   link() {
     const plots = [...this.histograms.map((each) => each.name), this.map.axes];
     const asked = new URLSearchParams({ dataset: this.dataset, version: this.config.version });
-    return `${location.origin}${location.pathname}?${asked}#${toHash(this.model, plots, this.space, $("colour").value)}`;
+    return `${location.origin}${location.pathname}?${asked}#${toHash(this.model, plots, this.space.where() ?? this.view, $("colour").value)}`;
   }
 
   /** Keep the address up to date, not at every step. */
