@@ -57,7 +57,8 @@ READY = """() => window.viewer?.isReady()
 def make_root(folder: str, n_somas: int) -> None:
     """Write a root with a catalogue, and a layer as large as the volume, without voxels."""
     rng = np.random.default_rng(0)
-    edge = 1024 * round((n_somas * 1.4e6) ** (1 / 3) / VOXEL_NM[0] * 1e3 / 1024 + 0.5) // 8
+    # As in a fly's brain: 700 um3 for each, in a box twice as wide as high.
+    edge = max(1, round((n_somas * 700 / 2) ** (1 / 3) * 1e3 / VOXEL_NM[0]))
     bounds = Box.of_shape((2 * edge, edge, edge))
     size = np.asarray(bounds.shape) * VOXEL_NM
     at = rng.normal(size=(n_somas, 3))

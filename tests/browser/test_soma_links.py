@@ -193,7 +193,7 @@ def test_neurons_can_be_searched_by_their_somas(loaded, somas):
           const { ids, properties } = map.segmentPropertyMap.inlineProperties;
           const n = properties.find((p) => p.id === "n_somas").values;
           return { numbers: map.numericalProperties.map((p) => p.id), tags: map.tags.tags,
-                   n: Object.fromEntries(ids.map((id, i) => [String(id), n[i]]).filter(([, n]) => n > 0)) };
+                   n: Object.fromEntries(Array.from(ids, (id, i) => [String(id), n[i]]).filter(([, n]) => n > 0)) };
         }"""
     )
     assert {"n_somas", "soma_volume_um3", "volume_um3"} == set(found["numbers"]), "those of both tables"
