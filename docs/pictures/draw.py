@@ -1,7 +1,7 @@
 """Draw the pictures of the site anew: python docs/pictures/draw.py FOLDER, where FOLDER is that of the tutorials.
 
-Run docs/launch.md there first. Needs the extra [test] and Chromium. page.png is test-artifacts/soma-page-light.png, which
-tests/browser/test_soma_page.py leaves.
+Run docs/launch.md there first. Needs the extra [test] and Chromium. page.png comes from elsewhere: it is
+test-artifacts/soma-page-light.png, which the browser tests of the soma page leave.
 """
 
 from __future__ import annotations
