@@ -111,7 +111,7 @@ def methods(
     if deepem3d:
         table["DeepEM3D + h-minima"] = (
             [
-                stage("boundaries", model=deepem3d, block_shape=[256, 256, 64]),
+                stage("boundaries", models=[deepem3d], block_shape=[256, 256, 64]),
                 stage("boundary_affinities", **small),
                 stage("supervoxels", t_low=1, t_high=250, **small),
                 stage("hmin_watershed", h=0.1, **small),
@@ -294,7 +294,8 @@ def boundaries_of(affinities_uri: str) -> np.ndarray:
     """Return one minus the mean affinity within the section."""
     volume = open_volume(affinities_uri)
     affinities = volume.read(volume.info.bounds)[:2].astype(np.uint16)
-    return (255 - (affinities[0] + affinities[1]) // 2).astype(np.uint8)
+    boundaries: np.ndarray = (255 - (affinities[0] + affinities[1]) // 2).astype(np.uint8)
+    return boundaries
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cloudseg.testing.tiny_model import tiny_package
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -44,3 +46,22 @@ def test_one_table_of_methods():
     scored = {name: float(row[1]) for name, row in rows.items() if row[1][:1] in "01"}
     assert len(scored) == 10
     assert scored["affinities + agglomeration"] < scored["threshold + components"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_slow_pass_after_a_fast_one(tmp_path):
+    network = tiny_package(
+        f"file://{tmp_path}/network",
+        output="boundaries",
+        offsets=(),
+        arguments={"n_out": 1, "widths": (4, 6), "pools": ((2, 2, 2),)},
+    )
+    network = network.removeprefix("file://")
+    rows = {row[0]: row for row in rows_of(run("multi_pass.py", "--edge", "64", "--network", network))}
+    fast, some, whole = (
+        rows[name] for name in ("fast", "fast, slow where in doubt", "fast, slow everywhere")
+    )
+    assert 0 <= float(some[-1].rstrip("%")) <= 100
+    assert whole[-1] == "100.0%"
+    assert int(fast[-2]) <= int(some[-2]) <= int(whole[-2])
