@@ -110,5 +110,5 @@ distclean: clean ## the same, and the environment
 	rm -rf $(VENV)
 
 clean: ## remove what the other commands made; the environment stays
-	rm -rf build dist demo-data test-artifacts .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist docs/made demo-data test-artifacts .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find cloudseg tasks viewer tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
