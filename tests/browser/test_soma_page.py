@@ -21,8 +21,10 @@ from cloudseg.server.app import create_app, running
 from cloudseg.server.datasets import Datasets
 from cloudseg.somas.opinions import in_effect, read_opinions
 from cloudseg.somas.schema import BY_NAME
+from cloudseg.somas.store import read_catalog
+from cloudseg.somas.thumbnails import publish_thumbnails, write_shards
 from cloudseg.testing.somas_in_volume import write_catalogue
-from cloudseg.volumes import open_objects
+from cloudseg.volumes import open_objects, open_volume
 from cloudseg_viewer.links import build_link, mounts
 from cloudseg_viewer.roots import read_root
 
@@ -348,6 +350,7 @@ def test_a_click_on_a_soma_in_the_view_chooses_its_row(page, wait_loaded):
     assert page.evaluate("() => window.page.model.chosen") == chosen
     settle(page)
     assert page.locator("#table .row[aria-selected=true]").is_visible()
+    assert page.evaluate("() => document.activeElement.className") == "body", "keys are the page's again"
 
 
 def test_a_link_brings_everything_back(page, new_page, wait_loaded):
@@ -501,6 +504,28 @@ def test_an_edit_that_gets_no_answer_is_kept_and_sent_again(guarded, new_page, r
     page.wait_for_function("() => !window.page.verdicts.batch && !window.page.verdicts.waiting.length")
     assert not page.inner_text("#notice").startswith("1 not saved")
     assert len(read_opinions(open_objects(root / "somas"))) == before + 1
+    page.close()
+
+
+def test_pictures_that_the_pipeline_drew_stand_beside_the_numbers(tmp_path, root, new_page):
+    folder = tmp_path / "run"
+    shutil.copytree(root, folder, ignore=shutil.ignore_patterns("somas"))
+    write_catalogue(folder, 30)
+    objects = open_objects(folder / "somas")
+    images, masks = ([open_volume(str(each))] for each in (root.parent / "em", folder / "segmentation"))
+    write_shards(objects, read_catalog(objects), images, masks)
+    publish_thumbnails(objects, 1)
+    with served(folder) as base:
+        page = opened(new_page(), f"{base}/page/", state="table")
+        for row in (0, 2):
+            page.locator("#table .row[data-row]").nth(row).click()
+            page.wait_for_function(
+                "() => { const image = document.querySelector('#chosen img');"
+                " return image?.naturalWidth > 3 * 64 && image.alt.includes(document.querySelector('#chosen h2')"
+                ".textContent); }"
+            )
+        page.screenshot(path=ARTIFACTS / "soma-page-pictures.png")
+        assert page.locator("#chosen img").bounding_box()["height"] == 84
     page.close()
 
 
