@@ -165,7 +165,15 @@ def look(folder: str, picture: Path | None) -> list[tuple[object, ...]]:
         for name, zoom in (("all of the volume", None), ("a twentieth of its edge", 0.05)):
             if zoom is not None:
                 started = time.monotonic()
-                page.evaluate("(z) => { window.viewer.projectionScale.value *= z; }", zoom)
+                # Into the rind, where somas are.
+                x, y, z = found.layers[0].bounds.shape
+                page.evaluate(
+                    """([zoom, at]) => {
+                      window.viewer.navigationState.position.value = Float32Array.from(at);
+                      window.viewer.projectionScale.value *= zoom;
+                    }""",
+                    [zoom, [x / 2, y * 0.03, z / 2]],
+                )
             page.wait_for_function(READY, timeout=300_000)
             page.wait_for_timeout(1000)
             page.wait_for_function(READY, timeout=300_000)
