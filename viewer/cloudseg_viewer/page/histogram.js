@@ -174,11 +174,12 @@ export class Histogram {
     context.fillStyle = colours.quiet;
     context.font = "10px system-ui, sans-serif";
     context.textBaseline = "bottom";
-    for (let i = 0; i <= 4; ++i) {
-      const value = this.from(this.first + ((this.last - this.first) * i) / 4);
+    const parts = width < 230 ? 2 : 4;
+    for (let i = 0; i <= parts; ++i) {
+      const value = this.from(this.first + ((this.last - this.first) * i) / parts);
       const nothing = !this.log && Math.abs(value) < (this.last - this.first) / 200;
-      context.textAlign = i === 0 ? "left" : i === 4 ? "right" : "center";
-      context.fillText(short(nothing ? 0 : value), (width * i) / 4, height);
+      context.textAlign = i === 0 ? "left" : i === parts ? "right" : "center";
+      context.fillText(short(nothing ? 0 : value), (width * i) / parts, height);
     }
   }
 }
