@@ -122,6 +122,14 @@ class SomaFacts:
     ranges: Mapping[str, tuple[float, float]]
 
 
+SPACING_PX = 1
+"""How near annotations may lie on the screen before the viewer leaves finer levels out: of a hundred thousand somas it
+loads all. Its own 8 takes the whole depth of the view into account, and somas fill little of it: of the somas near by,
+most would be missing."""
+
+_SPACINGS = ("crossSectionAnnotationSpacing", "projectionAnnotationSpacing")
+
+
 def soma_layers(facts: SomaFacts, *, points: str, ellipsoids: str, others: Sequence[str]) -> list[Json]:
     """Return the layers of somas: points, which are on, and ellipsoids, which are not.
 
@@ -136,7 +144,7 @@ def soma_layers(facts: SomaFacts, *, points: str, ellipsoids: str, others: Seque
     """
     linked = {"segment": "segmentation", "soma": "soma_masks"}
     linked = {relation: name for relation, name in linked.items() if name in others}
-    common: Json = {"type": "annotation", "tab": "rendering"}
+    common: Json = {"type": "annotation", "tab": "rendering"} | dict.fromkeys(_SPACINGS, SPACING_PX)
     if linked:
         common["linkedSegmentationLayer"] = linked
     return [
