@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -92,10 +91,11 @@ def main() -> None:
         app = create_app(offered, links={root.uri: link}, datasets=Datasets([root.uri]))
         with running(app) as base:
             rows = measure(base, asked.rounds, asked.picture)
-    print(
-        f"{asked.somas} somas, {asked.rounds} rounds, headless Chromium with software rendering, 1440 x 900"
+    print_table(
+        f"{asked.somas} somas, {asked.rounds} rounds, headless Chromium with software rendering, 1440 x 900",
+        ["", "page, median (ms)", "page, longest (ms)", "drawn, median (ms)"],
+        rows,
     )
-    print_table(["", "page, median (ms)", "page, longest (ms)", "drawn, median (ms)"], rows)
 
 
 def measure(base: str, n_rounds: int, picture: Path | None) -> list[list[object]]:
@@ -131,4 +131,4 @@ def measure(base: str, n_rounds: int, picture: Path | None) -> list[list[object]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

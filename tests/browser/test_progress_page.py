@@ -28,7 +28,7 @@ def test_steps_failures_and_cost_are_shown_and_followed(new_page, tmp_path):
         assert "0.5 Mvx/s" in rows.nth(0).inner_text()
         assert "20 s" in rows.nth(1).inner_text()
         assert page.inner_text("#summary").startswith(
-            "1 tasks gave up: 5 of 8 tasks. So far 0.014 core hours, $0.00"
+            "1 task gave up: 5 of 8 tasks. So far 0.014 core hours, $0.00"
         )
         page.locator("#failures summary").click()
         trace = page.locator("#failures pre")

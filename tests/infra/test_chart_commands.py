@@ -181,7 +181,7 @@ def largest_task(kind):
         layer("cleaned", "uint8", "segmentation"),
         layer("soma_heads", "uint8", "image", 3),
         layer("soma_pieces", "uint64", "segmentation"),
-        layer("objects", "uint64", "segmentation"),
+        layer("objects", "uint64", "segmentation", made_by="ffn"),
     ]
     site = Site(
         root="gs://bucket/run",
@@ -211,6 +211,7 @@ def largest_task(kind):
         "classify": {"classes": [{"name": "soma", "volume_um3": [50, 1e4]}]},
         "soma_heads": {"model": bodies},
         "ffn": {"model": bright_package("memory://tests/chart/flood")},
+        "ffn_cascade": {"model": bright_package("memory://tests/chart/flood")},
         "consensus": {"a": "objects", "b": "segmentation"},
         "downsample": {"layers": ["segmentation"]},
         "soma_catalogue": {"layer": "segmentation"},

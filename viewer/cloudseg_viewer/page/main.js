@@ -60,7 +60,7 @@ class Page {
     const first = [...PLOTS, ...numeric].filter((name, i, all) => model.columns.has(name) && all.indexOf(name) === i);
     this.histograms = first.slice(0, PLOTS.length).map((name) => new Histogram($("plots").appendChild(document.createElement("div")), model, numeric, name));
     this.map = new DensityMap($("plots").appendChild(document.createElement("div")), model, config.bounds_nm);
-    this.space = new Space($("space-frame"), model, { onPick: (row) => this.picked(row), onProblem: (text) => this.spaceProblem(text) });
+    this.space = new Space($("space-frame"), model, { onPick: (row) => this.picked(row), onProblem: (text) => this.spaceProblem(text), onSample: (yes) => { $("sample").hidden = !yes; } });
     this.verdicts = new Verdicts(model, config, { say: (text, problem) => this.say(text, problem) });
     this.chosen = new Chosen($("chosen"), model, { base, config, onVerdict: (value) => this.verdict(value), onUndo: () => this.undo() });
     for (const name of ["", ...COLOURS.filter((each) => model.columns.has(each))]) $("colour").add(new Option(name ? label(name)[0] : "one colour", name));

@@ -89,7 +89,10 @@ export class Table {
     while (this.cells.length < number) this.cells.push(this.newRow());
     this.cells.forEach((row, i) => {
       row.element.hidden = i >= number;
-      if (i >= number) return;
+      if (i >= number) {
+        for (const name of ["id", "data-row", "aria-selected", "aria-rowindex"]) row.element.removeAttribute(name);
+        return;
+      }
       const place = first + i, soma = shown[place];
       row.element.style.transform = `translateY(${place * ROW_PX}px)`;
       row.element.dataset.row = soma;

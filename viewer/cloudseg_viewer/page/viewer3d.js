@@ -6,6 +6,8 @@ const HIDDEN = 0, SHOWN = 1, ACCEPTED = 2, REJECTED = 3, CHOSEN = 4;
 const CLIENT = "/v/0/";
 const START_MS = 90_000;
 const SMALL_PX = 16, NEAR_PX = 120; // a soma across, on the screen
+// Pixels between points, from a sample of them to all: each is tried when the one before was drawn in good time.
+const SPACINGS_PX = [24, 8, 3, 1], REST_MS = 250, GOOD_MS = 400;
 
 // Colours of a value from 0 to 1, then what the page says about single somas.
 const SHADER = (value, [low, high] = [0, 1]) => `#uicontrol float size slider(min=1, max=40, default=8)
@@ -49,6 +51,8 @@ export function firstState(config) {
     name: POINTS,
     source: `${config.points.replace("{here}", here)}/|neuroglancer-precomputed:`,
     shader: SHADER("volume_um3"),
+    projectionAnnotationSpacing: SPACINGS_PX[0],
+    crossSectionAnnotationSpacing: SPACINGS_PX[0],
     ...(linked ? { linkedSegmentationLayer: { segment: "segmentation" } } : {}),
   });
   state.layout = "4panel";
@@ -57,11 +61,15 @@ export function firstState(config) {
 }
 
 export class Space {
-  /** `onPick(row)` is called when a soma, or a segment that holds one, is clicked. */
-  constructor(frame, model, { onPick, onProblem }) {
-    Object.assign(this, { frame, model, onPick, onProblem });
+  /** `onPick(row)` is called when a soma, or a segment that holds one, is clicked; `onSample(yes)` when not all points are drawn. */
+  constructor(frame, model, { onPick, onProblem, onSample }) {
+    Object.assign(this, { frame, model, onPick, onProblem, onSample });
     this.states = new Uint8Array(model.n).fill(SHOWN);
+    this.order = shuffled(model.n);
     this.written = new WeakMap();
+    this.whole = new WeakMap();
+    this.finest = SPACINGS_PX.length - 1;
+    this.fast = false;
     this.ready = this.open();
   }
 
@@ -125,6 +133,7 @@ export class Space {
     if (chosen >= 0) states[chosen] = CHOSEN;
     this.version = (this.version ?? 0) + 1;
     this.write();
+    this.pace();
   }
 
   write() {
@@ -133,12 +142,63 @@ export class Space {
       if (this.written.get(data) === this.version) continue;
       this.written.set(data, this.version);
       changed = true;
-      const bytes = data.serializedAnnotations.data, stride = bytes.length / this.model.n;
-      const at = offsetOfState(source.properties.value ?? source.properties);
-      for (let row = 0, i = at; row < this.states.length; ++row, i += stride) bytes[i] = this.states[row];
-      data.bufferValid = false; // it goes to the graphics memory again with the next frame
+      this.pack(data, source);
     }
     if (changed) this.viewer.display.scheduleRedraw();
+  }
+
+  /** Leave only shown points in a cell, in an order without pattern: the viewer draws the first ones where all are too many. */
+  pack(data, source) {
+    const { states, model } = this;
+    if (!this.whole.has(data)) this.whole.set(data, data.serializedAnnotations);
+    const whole = this.whole.get(data), all = whole.typeToIds[0], stride = whole.data.length / model.n;
+    const at = offsetOfState(source.properties.value ?? source.properties);
+    const rows = this.order.filter((row) => states[row] !== HIDDEN);
+    if (model.chosen >= 0) rows[rows.indexOf(model.chosen)] = rows[0], rows[0] = model.chosen;
+    const bytes = new Uint8Array(rows.length * stride), words = stride / 4, place = new Int32Array(model.n);
+    const from = new Uint32Array(whole.data.buffer, whole.data.byteOffset, model.n * words), to = new Uint32Array(bytes.buffer);
+    const ids = new Array(rows.length);
+    for (let i = 0; i < rows.length; ++i) {
+      const row = rows[i];
+      for (let word = 0; word < words; ++word) to[i * words + word] = from[row * words + word];
+      bytes[i * stride + at] = states[row];
+      ids[i] = all[row];
+      place[row] = i + 1;
+    }
+    // A map of all ids would take longer than all else here; the viewer only looks single ones up.
+    const places = { get: (id) => (place[model.rowOf(id)] > 0 ? place[model.rowOf(id)] - 1 : undefined) };
+    data.serializedAnnotations = {
+      ...whole,
+      data: bytes,
+      typeToIds: whole.typeToIds.map((each, type) => (type === 0 ? ids : each)),
+      typeToIdMaps: whole.typeToIdMaps.map((map, type) => (type === 0 ? places : map)),
+      typeToSize: whole.typeToSize.map((size, type) => (type === 0 ? rows.length : size)),
+      typeToOffset: whole.typeToOffset.map((offset, type) => (type === 0 ? 0 : bytes.length)),
+    };
+    data.bufferValid = false; // it goes to the graphics memory again with the next frame
+    for (const each of source.spatiallyIndexedSources) each.spec.limit = Math.max(1, rows.length);
+  }
+
+  /** Draw a sample of the points while something changes, then more and more, as far as the renderer keeps up. */
+  pace() {
+    const layer = this.layer(POINTS);
+    if (!layer) return;
+    const targets = [layer.annotationProjectionRenderScaleTarget, layer.annotationCrossSectionRenderScaleTarget];
+    const spacing = (step) => targets.forEach((target) => (target.value = SPACINGS_PX[step]));
+    const frame = () => new Promise(requestAnimationFrame), turn = (this.turn = (this.turn ?? 0) + 1);
+    if (!this.fast) spacing(0);
+    setTimeout(async () => {
+      for (let step = this.fast ? this.finest : 0; step <= this.finest && turn === this.turn; ++step) {
+        const began = performance.now();
+        spacing(step);
+        for (let i = 0; i < 3; ++i) await frame();
+        const took = performance.now() - began, last = SPACINGS_PX.length - 1;
+        this.fast = took < GOOD_MS && step === last;
+        if (took > GOOD_MS) this.finest = Math.max(0, step - 1);
+        else if (took < GOOD_MS / 4 && step === this.finest && step < last) this.finest += 1; // it had been busy
+        this.onSample(step < last);
+      }
+    }, REST_MS);
   }
 
   /** A soma's place, in the units (metres) of an axis. */
@@ -230,6 +290,18 @@ export class Space {
     const shader = this.layer(POINTS)?.annotationDisplayState.shaderError.value?.log;
     this.onProblem([...errors, ...(shader ? [`${POINTS}: ${shader}`] : [])].join("; "));
   }
+}
+
+/** The numbers below n in an order that has nothing to do with them, the same each time. */
+function shuffled(n) {
+  const order = Uint32Array.from({ length: n }, (_, i) => i);
+  let seed = 1;
+  for (let i = n - 1; i > 0; --i) {
+    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+    const j = Math.floor((seed / 2 ** 32) * (i + 1));
+    [order[i], order[j]] = [order[j], order[i]];
+  }
+  return order;
 }
 
 /** A number as the shader's language wants it. */
