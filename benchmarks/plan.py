@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ from cloudseg.pipelines.spec import load_spec, read_spec
 from cloudseg.tasking.receipts import Receipt, Receipts
 from cloudseg.tasking.run_task import versions
 from cloudseg.tasking.steps import Step
-from cloudseg.testing.runs import cloudseg, command_line, print_table, real_or_phantom, store
+from cloudseg.testing.runs import cloudseg, command_line, print_table, real_or_phantom, store, watched
 from cloudseg.volumes import VolumeInfo, create_volume, open_objects
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fib25.toml"
@@ -49,19 +48,6 @@ def memory_rows(image_uri: str, root: str) -> list[tuple[object, ...]]:
         peak = max(receipt.peak_memory_bytes for receipt in Receipts(objects, name).all())
         rows.append((name, f"{planned / 1e6:.0f}", f"{peak / 1e6:.0f}", f"{planned / peak:.2f}"))
     return rows
-
-
-def watched(*command: str) -> tuple[float, float, str]:
-    """Run a command; return its seconds, its peak memory in MB, and what it printed."""
-    started = time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    text = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}:\n{text}")
-    return time.monotonic() - started, usage.ru_maxrss / 1e3, text
 
 
 def announced(folder: Path, edge: int, *, layer: str = "image") -> str:
@@ -153,7 +139,7 @@ def book_rows(folder: Path, n_tasks: int) -> list[tuple[object, ...]]:
     """Return what each phase took, found and held."""
     rows: list[tuple[object, ...]] = []
     for name in PHASES:
-        _, peak_mb, text = watched(
+        _, _, peak_mb, text = watched(
             sys.executable, __file__, "--phase", name, "--folder", str(folder), "--tasks", str(n_tasks)
         )
         said = json.loads(text)
@@ -192,7 +178,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             uri = announced(Path(name) / "image", edge)
             words = ("plan", str(EXAMPLE), "--set", f"image={uri}", "--set", f"root=file://{name}/root")
-            seconds, peak_mb, text = watched(*command_line(*words))
+            seconds, _, peak_mb, text = watched(*command_line(*words))
         n_tasks = next(line.split()[1] for line in text.splitlines() if line.startswith("total"))
         print_table(
             f"planning {args.teravoxels:g} teravoxels",

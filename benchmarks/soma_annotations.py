@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from cloudseg.tasking.run_task import peak_memory_bytes
 from cloudseg.tasking.steps import Layer, Site
 from cloudseg.tasking.task import Context, Task
 from cloudseg.testing.browser import ARGUMENTS, chromium_path
-from cloudseg.testing.runs import print_table
+from cloudseg.testing.runs import print_table, watched
 from cloudseg.volumes import VolumeInfo, create_volume, open_objects, open_volume
 from cloudseg.volumes.annotations import Annotations
 from cloudseg_tasks.soma_annotations import SomaAnnotationsStage
@@ -111,18 +110,10 @@ def tasks_of(folder: str, step: str) -> list[Task]:
     return list(found.tasks())
 
 
-def watched(folder: str, step: str, number: int) -> tuple[float, float, float]:
+def one(folder: str, step: str, number: int) -> tuple[float, float, float]:
     """Run one task in a process of its own; return its seconds, CPU seconds and peak memory in MB."""
-    started = time.monotonic()
-    command = [sys.executable, __file__, "--folder", folder, "--step", step, "--number", str(number)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    text = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}")
-    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, int(text) / 1e6
+    done = watched(sys.executable, __file__, "--folder", folder, "--step", step, "--number", str(number))
+    return done.seconds, done.cpu_seconds, int(done.text) / 1e6
 
 
 def check(folder: str) -> list[tuple[object, ...]]:
@@ -212,7 +203,7 @@ def main() -> None:
             rows: list[tuple[object, ...]] = []
             for step in STEPS:
                 n_tasks = 1 if step == "nothing" else len(tasks_of(folder, step))
-                runs = [watched(folder, step, number) for number in range(n_tasks)]
+                runs = [one(folder, step, number) for number in range(n_tasks)]
                 seconds, cpu_seconds = sum(run[0] for run in runs), sum(run[1] for run in runs)
                 peak_mb = max(run[2] for run in runs)
                 rows.append((step, n_tasks, f"{seconds:.1f}", f"{cpu_seconds:.1f}", f"{peak_mb:.0f}"))

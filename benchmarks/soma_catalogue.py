@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +31,7 @@ from cloudseg.somas.store import iter_batches, read_catalog
 from cloudseg.tasking.run_task import peak_memory_bytes
 from cloudseg.tasking.steps import Layer, Site
 from cloudseg.tasking.task import Context, Task
-from cloudseg.testing.runs import print_table
+from cloudseg.testing.runs import print_table, watched
 from cloudseg.volumes import VolumeInfo, open_objects, open_volume
 from cloudseg.volumes.tables import get_table, put_table
 from cloudseg_tasks.soma_catalogue import SomaCatalogueStage
@@ -215,18 +213,10 @@ def work(folder: str, n_somas: int, step: str) -> None:
         write_report(gather(objects, read_catalog(objects)), open_objects(f"{folder}/report"))
 
 
-def watched(folder: str, n_somas: int, step: str) -> tuple[float, float, float]:
+def one(folder: str, n_somas: int, step: str) -> tuple[float, float, float]:
     """Run a step in a process of its own; return its seconds, CPU seconds and peak memory in MB."""
-    started = time.monotonic()
-    command = [sys.executable, __file__, "--folder", folder, "--step", step, "--somas", str(n_somas)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    text = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}")
-    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, int(text) / 1e6
+    done = watched(sys.executable, __file__, "--folder", folder, "--step", step, "--somas", str(n_somas))
+    return done.seconds, done.cpu_seconds, int(done.text) / 1e6
 
 
 def check(folder: str, n_somas: int, pieces: dict[str, np.ndarray]) -> int:
@@ -264,7 +254,7 @@ def main() -> None:
                     simulate_measures(folder, n_somas, pieces)
                 if step == "publish":
                     simulate_places(folder, n_somas)
-                seconds, cpu_seconds, peak_mb = watched(folder, n_somas, step)
+                seconds, cpu_seconds, peak_mb = one(folder, n_somas, step)
                 rows.append((step, f"{seconds:.1f}", f"{cpu_seconds:.1f}", f"{peak_mb:.0f}"))
             n_found = check(folder, n_somas, pieces)
             size = sum(p.stat().st_size for p in Path(name, "somas").rglob("*.parquet")) / 1e6

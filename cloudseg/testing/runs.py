@@ -6,10 +6,11 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +123,34 @@ def voxel_digest(uri: str) -> str:
     """Return the SHA-256 of all voxels of a volume, whatever its chunks are."""
     volume = open_volume(uri)
     return hashlib.sha256(np.asfortranarray(volume.read(volume.info.bounds)).tobytes(order="F")).hexdigest()
+
+
+class Watched(NamedTuple):
+    """What a command took: seconds, processor seconds, highest memory in MB; and what it printed."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+    text: str
+
+
+def watched(*command: str) -> Watched:
+    """Run a command to its end; return what it took.
+
+    Raises
+    ------
+    RuntimeError
+        If it ends with another exit code than 0.
+    """
+    started = time.monotonic()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own words
+    assert child.stdout is not None
+    text = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}:\n{text}")
+    return Watched(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3, text)
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

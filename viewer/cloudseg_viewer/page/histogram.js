@@ -1,12 +1,14 @@
 // One distribution: all somas behind, those that pass the other filters before; a range is brushed on it.
 
 import { label } from "./table.js";
+import { Painted } from "./painted.js";
 
 const BINS = 64;
 const HEIGHT = 74;
 
-export class Histogram {
+export class Histogram extends Painted {
   constructor(element, model, names, name) {
+    super();
     Object.assign(this, { element, model, names });
     this.build();
     this.use(name);
@@ -118,15 +120,6 @@ export class Histogram {
     if (value === Infinity) return 1;
     const at = (this.to(Math.max(value, this.log ? 1e-300 : -Infinity)) - this.first) / (this.last - this.first);
     return Math.min(1, Math.max(0, at));
-  }
-
-  draw() {
-    if (this.waiting) return;
-    this.waiting = true;
-    requestAnimationFrame(() => {
-      this.waiting = false;
-      this.paint();
-    });
   }
 
   paint() {

@@ -1,13 +1,15 @@
 // A map of density: how many somas lie in each column of tissue, seen along an axis; a box is drawn on it.
 
 import { surface } from "./histogram.js";
+import { Painted } from "./painted.js";
 
 const CELLS = 96; // along the longer side
 const VIEWS = ["xy", "xz", "yz"];
 const MIN_HEIGHT = 90, MAX_HEIGHT = 172;
 
-export class DensityMap {
+export class DensityMap extends Painted {
   constructor(element, model, bounds) {
+    super();
     Object.assign(this, { element, model, bounds });
     this.build();
     this.use("xy");
@@ -78,15 +80,6 @@ export class DensityMap {
     this.canvas.addEventListener("pointermove", move);
     this.canvas.addEventListener("pointerup", end);
     this.canvas.addEventListener("pointercancel", end);
-  }
-
-  draw() {
-    if (this.waiting) return;
-    this.waiting = true;
-    requestAnimationFrame(() => {
-      this.waiting = false;
-      this.paint();
-    });
   }
 
   paint() {

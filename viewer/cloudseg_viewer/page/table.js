@@ -1,5 +1,7 @@
 // The table: only the rows on screen exist, whatever the number of somas.
 
+import { Painted } from "./painted.js";
+
 const ROW_PX = 24;
 const LABELS = {
   soma_id: ["soma", "id"], x_nm: ["x", "nm"], y_nm: ["y", "nm"], z_nm: ["z", "nm"], volume_um3: ["volume", "µm³"],
@@ -15,9 +17,10 @@ export function label(name) {
   return LABELS[name] ?? [name.replaceAll("_", " "), ""];
 }
 
-export class Table {
+export class Table extends Painted {
   /** `onFly(row)` is called for Enter or a click. */
   constructor(element, model, { onFly }) {
+    super();
     Object.assign(this, { element, model, onFly });
     this.names = [...FIRST, ...model.columns.keys()].filter((n, i, all) => model.columns.has(n) && all.indexOf(n) === i);
     this.cells = [];
@@ -64,16 +67,6 @@ export class Table {
     else if (column.kind === "text") longest = Math.max(longest, Math.min(16, ...[Math.max(...column.words.map((w) => w?.length ?? 0))]));
     else longest = Math.max(longest, name.endsWith("_nm") ? 9 : 6);
     return `${longest + 2.5}ch`;
-  }
-
-  /** Draw the rows on screen, once in a frame. */
-  draw() {
-    if (this.waiting) return;
-    this.waiting = true;
-    requestAnimationFrame(() => {
-      this.waiting = false;
-      this.paint();
-    });
   }
 
   paint() {
