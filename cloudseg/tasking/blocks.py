@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from cloudseg.errors import SpecError
 from cloudseg.geometry import XYZ, Box, grid_box, grid_shape
-from cloudseg.tasking.steps import Stage
+from cloudseg.tasking.steps import Layer, Site, Stage
 from cloudseg.tasking.task import Context
 from cloudseg.volumes.mask import TissueMask
 from cloudseg.volumes.protocol import Positive3, VolumeInfo
@@ -53,6 +53,19 @@ class LabelsStage(Stage):
             dtype="uint64",
             layer="segmentation",
             encoding="compressed_segmentation",
+        )
+
+    def mask_layer(self, site: Site, name: str, source: VolumeInfo) -> Layer:
+        """Return the layer ``name`` of this stage: 0 or 1 for each voxel of ``source``."""
+        info = VolumeInfo(
+            bounds=source.bounds,
+            voxel_size_nm=source.voxel_size_nm,
+            chunk_shape=self.chunk_shape,
+            dtype="uint8",
+            layer="segmentation",
+        )
+        return Layer(
+            name, f"{site.root.rstrip('/')}/{name}", info, made_by=self.label, block_shape=self.block_shape
         )
 
 

@@ -12,9 +12,9 @@ from cloudseg.errors import SpecError
 from cloudseg.geometry import grid_box, grid_shape, tile
 from cloudseg.tasking.blocks import LabelsStage
 from cloudseg.tasking.memory import base_bytes
-from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
+from cloudseg.tasking.steps import Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
-from cloudseg.volumes.protocol import Positive3, VolumeInfo
+from cloudseg.volumes.protocol import Positive3
 
 # Labels and their chunks while they are decoded, and the mask.
 _BYTES_PER_VOXEL = 18
@@ -103,19 +103,7 @@ class DoubtsStage(LabelsStage):
                 f"{info.dtype} with {info.n_channels} channel(s)"
             )
         x, y, z = info.voxel_size_nm
-        output = Layer(
-            self.output,
-            f"{site.root.rstrip('/')}/{self.output}",
-            VolumeInfo(
-                bounds=info.bounds,
-                voxel_size_nm=info.voxel_size_nm,
-                chunk_shape=self.chunk_shape,
-                dtype="uint8",
-                layer="segmentation",
-            ),
-            made_by=self.label,
-            block_shape=self.block_shape,
-        )
+        output = self.mask_layer(site, self.output, info)
 
         def tasks() -> Iterator[Task]:
             for core in tile(info.bounds, self.block_shape):

@@ -14,9 +14,8 @@ from cloudseg.ops.morphology import MorphologyRule
 from cloudseg.specs import FrozenModel
 from cloudseg.tasking.blocks import LabelsStage
 from cloudseg.tasking.memory import base_bytes
-from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
+from cloudseg.tasking.steps import Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
-from cloudseg.volumes.protocol import VolumeInfo
 
 # The mask several times over; runs, numbers and sizes of its components.
 _BYTES_PER_VOXEL = 40
@@ -116,19 +115,7 @@ class MorphologyStage(LabelsStage):
                 "hole or speck may reach as far as it has voxels. Make max_hole_um3 and max_speck_um3 smaller, and "
                 "leave large objects out by class"
             )
-        output = Layer(
-            self.output,
-            f"{site.root.rstrip('/')}/{self.output}",
-            VolumeInfo(
-                bounds=info.bounds,
-                voxel_size_nm=info.voxel_size_nm,
-                chunk_shape=self.chunk_shape,
-                dtype="uint8",
-                layer="segmentation",
-            ),
-            made_by=self.label,
-            block_shape=self.block_shape,
-        )
+        output = self.mask_layer(site, self.output, info)
 
         def tasks() -> Iterator[Task]:
             for core in tile(info.bounds, self.block_shape):

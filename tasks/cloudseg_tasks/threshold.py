@@ -14,9 +14,8 @@ from cloudseg.models.package import Natural3
 from cloudseg.ops.threshold import CONTRAST_STEPS, NeighbourhoodRule, check_rule
 from cloudseg.tasking.blocks import LabelsStage
 from cloudseg.tasking.memory import base_bytes
-from cloudseg.tasking.steps import Layer, Site, StagePlan, Step
+from cloudseg.tasking.steps import Site, StagePlan, Step
 from cloudseg.tasking.task import BlockTask, Context, Task
-from cloudseg.volumes.protocol import VolumeInfo
 
 # The image and its chunks while they are decoded, and the mask.
 _BYTES_PER_VOXEL = 6
@@ -89,19 +88,7 @@ class ThresholdStage(LabelsStage):
             self._radius(info.voxel_size_nm), round(self.contrast * CONTRAST_STEPS), self.polarity
         )
         check_rule(rule, bounds=info.bounds)
-        output = Layer(
-            self.output,
-            f"{site.root.rstrip('/')}/{self.output}",
-            VolumeInfo(
-                bounds=info.bounds,
-                voxel_size_nm=info.voxel_size_nm,
-                chunk_shape=self.chunk_shape,
-                dtype="uint8",
-                layer="segmentation",
-            ),
-            made_by=self.label,
-            block_shape=self.block_shape,
-        )
+        output = self.mask_layer(site, self.output, info)
 
         def tasks() -> Iterator[Task]:
             for core in tile(info.bounds, self.block_shape):
